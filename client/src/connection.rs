@@ -1,0 +1,243 @@
+//! One connection, and the pipeline of commands in it.
+//!
+//! ```text
+//!   send() -> output buffer --flush()--> socket --> server
+//!   recv() <- input buffer  <----------- socket <-- server        replies come in the order of the commands
+//! ```
+//!
+//! For every command that is unanswered the connection remembers where its bytes end in the stream of all
+//! bytes sent. So when the connection is lost it can say of each whether the whole of it was handed to the
+//! system (then the server may have carried it out) or not (then it certainly has not: a command counts from
+//! its last byte on).
+
+use crate::commands::PutOptions;
+use crate::error::{ConnectError, Error};
+use crate::stream::{Address, Stream};
+use crate::words::verb;
+use beanpole_protocol::{ClientReply, Command, ReplyDecoder, encode_command, encode_put};
+use bytes::{Buf, BytesMut};
+use std::collections::VecDeque;
+use std::io;
+use tokio::io::Interest;
+
+/// Room made in the input buffer before a read, in bytes.
+const READ_BYTES: usize = 16 * 1024;
+
+/// A connection to a server of the beanstalkd protocol.
+///
+/// Each command is a method that sends it and waits for its reply. To have several under way,
+/// [`send`](Self::send) them, [`flush`](Self::flush), and [`recv`](Self::recv) a reply for each.
+///
+/// Dropping a method's future midway (a timeout around it, say) leaves its reply to come: the next typed
+/// command then fails with [`Error::RepliesOutstanding`], and [`recv`](Self::recv) takes the reply. Nothing
+/// is lost or mixed up.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    input: BytesMut,
+    output: BytesMut,
+    decoder: ReplyDecoder,
+    unanswered: VecDeque<Unanswered>,
+    /// Bytes of commands appended to the output since the connection began.
+    appended: u64,
+    /// How many of them the system has taken.
+    written: u64,
+    /// Set when the connection is lost; every later command fails with it.
+    lost: Option<Lost>,
+}
+
+#[derive(Debug)]
+struct Unanswered {
+    verb: &'static str,
+    /// Where the command ends in the stream of all bytes sent.
+    end: u64,
+}
+
+/// Why a connection is of no more use, kept to be told more than once.
+#[derive(Clone, Debug)]
+struct Lost {
+    kind: io::ErrorKind,
+    text: String,
+}
+
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Lost {
+        Lost { kind: error.kind(), text: error.to_string() }
+    }
+}
+
+impl Lost {
+    fn to_error(&self) -> io::Error {
+        io::Error::new(self.kind, self.text.clone())
+    }
+}
+
+impl Connection {
+    /// Connects to `address` (`HOST:PORT` or `unix:/path`). Waits as long as the system does; put a timeout
+    /// around it.
+    pub async fn connect(address: impl Into<Address>) -> Result<Connection, ConnectError> {
+        let address = address.into();
+        match Stream::connect(&address).await {
+            Ok(stream) => Ok(Connection {
+                stream,
+                input: BytesMut::new(),
+                output: BytesMut::new(),
+                decoder: ReplyDecoder::default(),
+                unanswered: VecDeque::new(),
+                appended: 0,
+                written: 0,
+                lost: None,
+            }),
+            Err(source) => Err(ConnectError { address: address.to_string(), source }),
+        }
+    }
+
+    /// Appends a command to the output; nothing is sent before [`flush`](Self::flush) or
+    /// [`recv`](Self::recv).
+    pub fn send(&mut self, command: &Command<'_>) {
+        let before = self.output.len();
+        encode_command(command, &mut self.output);
+        self.appended_since(before, verb(command));
+    }
+
+    /// Appends a put.
+    ///
+    /// # Errors
+    /// [`Error::BodyTooLong`] for a body that the protocol cannot announce; then nothing is appended.
+    pub fn send_put(&mut self, body: &[u8], options: PutOptions) -> Result<(), Error> {
+        if u32::try_from(body.len()).is_err() {
+            return Err(Error::BodyTooLong(body.len()));
+        }
+        let before = self.output.len();
+        encode_put(options.pri, options.delay_s, options.ttr_s, body, &mut self.output);
+        self.appended_since(before, "put");
+        Ok(())
+    }
+
+    fn appended_since(&mut self, before: usize, verb: &'static str) {
+        self.appended += (self.output.len() - before) as u64;
+        self.unanswered.push_back(Unanswered { verb, end: self.appended });
+    }
+
+    /// How many commands are unanswered.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
+
+    /// Hands all appended commands to the system. Replies that come meanwhile are read into memory, so a deep
+    /// pipeline cannot block itself. May be cancelled and called again.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        while !self.output.is_empty() {
+            if self.lost.is_some() {
+                return Err(self.lost_error());
+            }
+            let step = self.flush_step().await;
+            self.note(step);
+        }
+        Ok(())
+    }
+
+    async fn flush_step(&mut self) -> io::Result<()> {
+        // Most often the socket takes everything at once.
+        if let Some(n) = self.stream.try_write(&self.output)? {
+            self.output.advance(n);
+            self.written += n as u64;
+            return Ok(());
+        }
+        let ready = self.stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
+        if ready.is_readable() {
+            self.read_now()?;
+        }
+        Ok(())
+    }
+
+    /// The reply to the oldest unanswered command; sends first what is appended. May be cancelled and called
+    /// again.
+    pub async fn recv(&mut self) -> Result<ClientReply, Error> {
+        let verb = self.unanswered.front().ok_or(Error::NothingAsked)?.verb;
+        // A connection lost while sending may still have brought replies to what was sent before.
+        let _ = self.flush().await;
+        loop {
+            match self.decoder.next(&mut self.input) {
+                Ok(Some(reply)) => {
+                    self.unanswered.pop_front();
+                    return Ok(reply);
+                }
+                Ok(None) => {}
+                Err(source) => {
+                    self.note(Err(io::ErrorKind::InvalidData.into()));
+                    self.input.clear();
+                    self.unanswered.pop_front();
+                    return Err(Error::Malformed { verb, source });
+                }
+            }
+            if self.lost.is_some() {
+                let error = self.lost_error();
+                self.unanswered.pop_front();
+                return Err(error);
+            }
+            let step = self.recv_step().await;
+            self.note(step);
+        }
+    }
+
+    async fn recv_step(&mut self) -> io::Result<()> {
+        if !self.read_now()? {
+            self.stream.ready(Interest::READABLE).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads once without waiting; whether anything was there. An end of the stream is an error here.
+    fn read_now(&mut self) -> io::Result<bool> {
+        self.input.reserve(READ_BYTES);
+        match self.stream.try_read(&mut self.input)? {
+            None => Ok(false),
+            Some(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection")),
+            Some(_) => Ok(true),
+        }
+    }
+
+    fn note(&mut self, step: io::Result<()>) {
+        if let Err(error) = step
+            && self.lost.is_none()
+        {
+            self.lost = Some(error.into());
+        }
+    }
+
+    /// The error for the oldest unanswered command of a lost connection.
+    fn lost_error(&self) -> Error {
+        let source = match &self.lost {
+            Some(lost) => lost.to_error(),
+            None => io::ErrorKind::NotConnected.into(),
+        };
+        match self.unanswered.front() {
+            Some(oldest) if oldest.end <= self.written => Error::OutcomeUnknown { verb: oldest.verb, source },
+            Some(oldest) => Error::NotSent { verb: oldest.verb, source },
+            None => Error::NotSent { verb: "flush", source },
+        }
+    }
+
+    /// Sends one command and waits for its reply, if nothing else is under way.
+    pub(crate) async fn call(&mut self, command: &Command<'_>) -> Result<ClientReply, Error> {
+        self.expect_idle()?;
+        self.send(command);
+        self.recv().await
+    }
+
+    /// Fails unless every command so far has been answered.
+    pub(crate) fn expect_idle(&self) -> Result<(), Error> {
+        if self.unanswered.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::RepliesOutstanding(self.unanswered.len()))
+        }
+    }
+
+    /// Sends `quit`, which has no reply, and closes.
+    pub async fn quit(mut self) -> Result<(), Error> {
+        self.send(&Command::Quit);
+        self.flush().await
+    }
+}
