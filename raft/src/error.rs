@@ -1,0 +1,178 @@
+//! What can go wrong, one enum per operation. Every message says what failed, where, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why [`crate::Node::start`] refused. Nothing on disk was damaged by the attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process holds the directory's lock.
+    #[error(
+        "data directory {} is in use by another process{}; stop it, or choose another directory",
+        dir.display(), holder_text(*holder)
+    )]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// The process id written in the lock file, when it is readable.
+        holder: Option<u32>,
+    },
+    /// The directory cannot be created or written.
+    #[error("data directory {} is not writable: {source}; check its owner and mode, or choose another directory", dir.display())]
+    NotWritable {
+        /// The data directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory belongs to another cluster than the one named in [`crate::Options::expect_cluster`].
+    #[error(
+        "data directory {} belongs to cluster {found}, not to {expected}; choose the right directory, or an empty one",
+        dir.display()
+    )]
+    OtherCluster {
+        /// The data directory.
+        dir: PathBuf,
+        /// The cluster id found in the identity file.
+        found: String,
+        /// The cluster id expected.
+        expected: String,
+    },
+    /// The directory belongs to another node id than [`crate::Options::node_id`].
+    #[error("data directory {} belongs to node {found}, not to node {expected}; choose the right directory", dir.display())]
+    OtherNode {
+        /// The data directory.
+        dir: PathBuf,
+        /// The node id found in the identity file.
+        found: u64,
+        /// The node id expected.
+        expected: u64,
+    },
+    /// A file was written by a release with another format.
+    #[error("{} has format version {found}, this release reads {supported}; run the release that wrote it", file.display())]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The version that is understood.
+        supported: u32,
+    },
+    /// A file is damaged in a way that a crash does not explain: going on could lose acknowledged work.
+    #[error(transparent)]
+    Corrupt(#[from] Corruption),
+    /// Reading or writing a file failed.
+    #[error("{}: {source}; check the disk and start again", file.display())]
+    Io {
+        /// The file or directory.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An option is outside its bounds.
+    #[error("option {option}: {reason}")]
+    Option {
+        /// The name of the field of [`crate::Options`].
+        option: &'static str,
+        /// What is wrong with it and what is allowed.
+        reason: String,
+    },
+    /// The consensus library refused to start.
+    #[error("consensus did not start: {0}")]
+    Consensus(String),
+}
+
+fn holder_text(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
+/// Damage in a file of the data directory that is not a torn tail.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is corrupt at offset {offset}: {what}. Nothing was changed. Look at it with `beanpole segment verify {}`; \
+     then replace this node with an empty one, or restore the whole directory from a copy",
+    file.display(), dir.display()
+)]
+pub struct Corruption {
+    /// The data directory.
+    pub dir: PathBuf,
+    /// The damaged file.
+    pub file: PathBuf,
+    /// Where the damage starts, in bytes.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+}
+
+/// The node cannot go on: what was not reported committed may or may not be durable. The process must stop
+/// at once and must not retry; a restart finds out what is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fatal {
+    /// A write or an fsync failed.
+    #[error("storage failed: {0}; the process must stop, a restart recovers what is durable")]
+    Storage(String),
+    /// The consensus core stopped by itself.
+    #[error("consensus stopped: {0}; the process must stop, a restart recovers what is durable")]
+    Consensus(String),
+    /// [`crate::Node::shutdown`] was called.
+    #[error("the node was shut down")]
+    Shutdown,
+}
+
+/// Why a payload was certainly not proposed: it will never be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotProposed {
+    /// The node has stopped or is stopping.
+    #[error(transparent)]
+    Stopped(#[from] Fatal),
+    /// The payload is longer than [`crate::Payload::MAX_LEN`].
+    #[error("a payload of {len} bytes is longer than the limit of {}", crate::Payload::MAX_LEN)]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+}
+
+/// Why a read barrier failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This node does not lead, or could not confirm that it does.
+    #[error("not the leader{}", leader.map_or_else(String::new, |id| format!(", node {id} is")))]
+    NotLeader {
+        /// The leader as far as is known.
+        leader: Option<u64>,
+    },
+    /// The node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] Fatal),
+}
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// No retained entry has that index, or the range is not within its payload.
+    #[error("no body at entry {} offset {} length {}", .0.index, .0.offset, .0.len)]
+    Unknown(crate::BodyAddr),
+    /// The disk failed under it.
+    #[error("body at entry {} is unreadable: {source}", addr.index)]
+    Io {
+        /// The body.
+        addr: crate::BodyAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a snapshot was not written. The log stays whole; the next trigger tries again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// The node has stopped.
+    #[error(transparent)]
+    Stopped(#[from] Fatal),
+    /// Nothing has been applied yet.
+    #[error("there is nothing to take a snapshot of")]
+    Empty,
+    /// The disk is full.
+    #[error("there is no space for a snapshot: {0}; free some, or the log cannot be shortened")]
+    NoSpace(String),
+}

@@ -1,0 +1,416 @@
+//! The flush thread: the only writer of segments.
+//!
+//! It takes all that is queued, encodes it, writes it with one `pwritev`, makes it durable with one
+//! `fdatasync` and reports, in order; meanwhile the next group gathers in the queue. There is no lingering.
+//! Never more than [`UNSYNCED_MAX`] bytes are written without a sync.
+//!
+//! After any failed write or sync nothing is retried: every waiter fails and the node stops.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+
+use crate::completion::Done;
+use crate::format::{
+    self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, Kind, LogState, Position, StateRecord, TRAILER_LEN,
+    record_len,
+};
+use crate::log::{Log, Op, Placed, Work};
+use crate::prepare::Preparer;
+use crate::recover::Active;
+use crate::scan::next_index;
+use crate::segment::Segment;
+use crate::types::{Entry, entry_record};
+
+/// How many bytes may be written without a sync: more would let other processes' threads stall on write-back.
+pub(crate) const UNSYNCED_MAX: usize = 1 << 20;
+/// Parts of payloads up to this many bytes are copied next to their heads; longer ones are written from where
+/// they are.
+const COPY_MAX: usize = 4 << 10;
+
+/// The running flush thread, or the task that stands in for it.
+pub(crate) enum Flusher {
+    Thread(JoinHandle<()>),
+    Task(tokio::task::JoinHandle<()>),
+}
+
+impl Flusher {
+    /// Waits for its end. Blocks, so the task is waited for with [`Flusher::Task`]'s own handle.
+    pub(crate) fn join(self) {
+        match self {
+            // A panic in it was reported by then.
+            Self::Thread(thread) => drop(thread.join()),
+            Self::Task(_) => {}
+        }
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start(log: Arc<Log>, preparer: Arc<Preparer>, active: Option<Active>) -> io::Result<Flusher> {
+    let mut writer = Writer::new(log.clone(), preparer, active, log.state());
+    if log.inline {
+        let task = tokio::spawn(async move { while writer.work(log.take_work_inline().await).is_some() {} });
+        return Ok(Flusher::Task(task));
+    }
+    let thread = std::thread::Builder::new().name("bp-flush".into()).spawn(move || run(&log, writer))?;
+    Ok(Flusher::Thread(thread))
+}
+
+/// Reports a thread that ends by a panic: nothing would ever become durable any more.
+struct Guard<'a>(&'a Log);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the flush thread panicked", Vec::new());
+        }
+    }
+}
+
+fn run(log: &Log, mut writer: Writer) {
+    let _guard = Guard(log);
+    let mut spent = Vec::new();
+    while let Some(ops) = writer.work(log.take_work(spent)) {
+        spent = ops;
+    }
+}
+
+/// Where and what is being written.
+struct Writer {
+    log: Arc<Log>,
+    preparer: Arc<Preparer>,
+    /// The segment being written; `None` until the first record needs one.
+    segment: Option<Arc<Segment>>,
+    /// Where the next record goes.
+    at: u64,
+    /// Up to where the segment is synced.
+    durable: u64,
+    /// The state after what is staged.
+    state: LogState,
+    truncated_from: Option<u64>,
+    /// The index that the segment's next entry must have.
+    next: u64,
+    staged: Staged,
+}
+
+/// Records encoded and not yet written.
+#[derive(Default)]
+struct Staged {
+    /// Heads, short parts and padding.
+    bytes: Vec<u8>,
+    /// What to write, in order.
+    pieces: Vec<Piece>,
+    /// How long all pieces are.
+    len: usize,
+    placed: Placed,
+    done: Vec<Done>,
+    /// The purge point in it.
+    purged: Option<u64>,
+}
+
+enum Piece {
+    /// A range of [`Staged::bytes`] that ends here and starts where the one before ended.
+    Bytes(usize),
+    Part(Bytes),
+}
+
+impl Writer {
+    fn new(log: Arc<Log>, preparer: Arc<Preparer>, active: Option<Active>, state: LogState) -> Self {
+        let start = HEADER_LEN as u64;
+        let (segment, at, truncated_from) = match active {
+            Some(active) => (Some(active.segment), active.end, active.truncated_from),
+            None => (None, start, None),
+        };
+        let staged = Staged::default();
+        let next = next_index(&state);
+        let mut writer =
+            Self { log, preparer, segment, at, durable: at, state, truncated_from, next, staged };
+        if writer.segment.is_some() && at == start {
+            // A crash took even its state record.
+            let before = writer.log.table.all().into_iter().rev().nth(1);
+            writer.stage_state(before.as_deref());
+        }
+        writer
+    }
+
+    /// Does what was taken from the queue; answers the spent vector, or `None` when this was the end.
+    fn work(&mut self, mut work: Work) -> Option<Vec<Op>> {
+        let mut ops = work.ops.drain(..);
+        let result = self.run(&mut ops, work.committed);
+        let left: Vec<Op> = ops.collect();
+        if let Err(error) = result {
+            self.fail(left, &error);
+            return None;
+        }
+        (!work.stop).then_some(work.ops)
+    }
+
+    /// Writes and syncs all of `ops`, reporting on the way.
+    fn run(&mut self, ops: &mut impl Iterator<Item = Op>, committed: Option<Position>) -> io::Result<()> {
+        for op in ops {
+            self.stage_op(op)?;
+            if self.staged.len >= UNSYNCED_MAX {
+                self.flush()?;
+            }
+        }
+        if committed != self.state.committed {
+            if let Some(position) = committed {
+                self.stage(Kind::Committed, position, &[])?;
+            }
+            self.state.committed = committed;
+        }
+        self.flush()
+    }
+
+    fn stage_op(&mut self, op: Op) -> io::Result<()> {
+        match op {
+            Op::Append { entry, number } => self.stage_entry(&entry, number)?,
+            Op::Vote(ballot) => {
+                let payload = Bytes::copy_from_slice(&format::encode_ballot(&ballot));
+                self.stage(Kind::Vote, NOWHERE, &[payload])?;
+                self.state.ballot = Some(ballot);
+            }
+            Op::Truncate { index, last } => self.stage_truncate(index, last)?,
+            Op::Purge(position) => {
+                self.stage(Kind::Purge, position, &[])?;
+                self.state.purged = Some(position);
+                if self.state.last.is_none_or(|last| last.index < position.index) {
+                    self.state.last = Some(position);
+                }
+                self.staged.purged = Some(position.index);
+            }
+            Op::Report(done) => self.staged.done.push(done),
+        }
+        Ok(())
+    }
+
+    fn stage_entry(&mut self, entry: &Entry, number: u64) -> io::Result<()> {
+        let position = Position::from(entry.log_id);
+        let (kind, payload) = entry_record(entry);
+        if position.index != self.next && self.entries() > 0 {
+            // The log goes on after a purge beyond its end: a segment's entries are consecutive.
+            self.rotate(payload.len())?;
+        }
+        let offset = self.stage(kind, position, payload.parts())?;
+        self.state.last = Some(position);
+        self.next = position.index + 1;
+        let placed = &mut self.staged.placed;
+        if placed.offsets.is_empty() {
+            placed.first = position.index;
+        }
+        placed.offsets.push(u32::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?);
+        placed.number = number;
+        Ok(())
+    }
+
+    /// Entries before it in the same group were staged in vain: they are written first, which keeps the order
+    /// of the tables simple, and truncations are rare.
+    fn stage_truncate(&mut self, index: u64, last: Option<Position>) -> io::Result<()> {
+        self.flush()?;
+        let mut payload = Vec::new();
+        format::encode_position(last, &mut payload);
+        self.stage(Kind::Truncate, Position { term: 0, index }, &[payload.into()])?;
+        self.log.table.truncate(index);
+        self.truncated_from = Some(self.truncated_from.unwrap_or(index).min(index));
+        self.state.last = last;
+        self.next = index;
+        Ok(())
+    }
+
+    /// How many entries the segment holds, staged ones included.
+    fn entries(&self) -> usize {
+        self.segment.as_ref().map_or(0, |segment| segment.count()) + self.staged.placed.offsets.len()
+    }
+
+    /// Encodes a record; answers where it will start. Moves on to the next segment when it does not fit.
+    fn stage(&mut self, kind: Kind, position: Position, parts: &[Bytes]) -> io::Result<u64> {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        let fits = self.segment.as_ref().is_some_and(|segment| {
+            self.at + record_len(len) + closing_len(self.entries() + 1) <= segment.capacity
+        });
+        if !fits {
+            self.rotate(len)?;
+        }
+        Ok(self.push(kind, position, parts, len))
+    }
+
+    fn push(&mut self, kind: Kind, position: Position, parts: &[Bytes], len: usize) -> u64 {
+        let seed = self.segment.as_ref().expect("records are staged for a segment").seed;
+        let head = Head {
+            kind,
+            len: u32::try_from(len).expect("payloads are bounded"),
+            durable: u32::try_from(self.durable).expect("segments are below 4 GiB"),
+            index: position.index,
+            term: position.term,
+        };
+        let staged = &mut self.staged;
+        staged.bytes.extend_from_slice(&head.encode(seed, parts.iter().map(|part| &part[..])));
+        for part in parts {
+            if part.len() <= COPY_MAX {
+                staged.bytes.extend_from_slice(part);
+            } else {
+                staged.pieces.push(Piece::Bytes(staged.bytes.len()));
+                staged.pieces.push(Piece::Part(part.clone()));
+            }
+        }
+        let total = record_len(len);
+        let padding = usize::try_from(total).expect("a record fits memory") - HEAD_LEN - len;
+        staged.bytes.extend_from_slice(&[0; ALIGN][..padding]);
+        staged.len += usize::try_from(total).expect("a record fits memory");
+        let offset = self.at;
+        self.at += total;
+        offset
+    }
+
+    fn stage_state(&mut self, previous: Option<&Segment>) {
+        let (previous_id, previous_end) =
+            previous.map_or((0, 0), |segment| (segment.header.id, segment.end()));
+        let payload = StateRecord { state: self.state, previous_id, previous_end }.encode();
+        let len = payload.len();
+        self.push(Kind::State, NOWHERE, &[payload.into()], len);
+    }
+
+    /// Writes what is staged, makes it durable and reports it.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.staged.len > 0 {
+            let segment = self.segment.clone().expect("records are staged for a segment");
+            let len = self.staged.len as u64;
+            let start = self.at - len;
+            self.staged.pieces.push(Piece::Bytes(self.staged.bytes.len()));
+            write(&segment, &self.staged, start)?;
+            self.staged.placed.end = self.at;
+            self.log.publish(&segment, &self.staged.placed, len);
+            segment.file.sync_data()?;
+            self.durable = self.at;
+        }
+        if let Some(index) = self.staged.purged.take() {
+            self.log.purge_is_durable(index);
+        }
+        self.log.completions.succeed(&mut self.staged.done);
+        self.staged.reset();
+        Ok(())
+    }
+
+    /// Seals the segment, if there is one, and begins the next, with room for a payload of `len` bytes.
+    fn rotate(&mut self, len: usize) -> io::Result<()> {
+        self.flush()?;
+        let previous = self.segment.take();
+        if let Some(segment) = &previous {
+            self.seal(segment)?;
+        }
+        // After a crash between a seal and the next segment there is none to seal, but still one to follow.
+        let previous = previous.or_else(|| self.log.table.all().pop());
+        let start = HEADER_LEN as u64;
+        let capacity = start + record_len(format::STATE_LEN + 16) + record_len(len) + closing_len(1);
+        let prepared = self.preparer.take(capacity)?;
+        let segment = Arc::new(Segment::new(
+            prepared.header,
+            prepared.path,
+            prepared.file,
+            prepared.capacity,
+            next_index(&self.state),
+        )?);
+        self.log.table.push(segment.clone());
+        self.segment = Some(segment);
+        self.at = start;
+        self.durable = start;
+        self.truncated_from = None;
+        self.next = next_index(&self.state);
+        self.stage_state(previous.as_deref());
+        Ok(())
+    }
+
+    /// Writes footer and trailer and syncs them, before anything is written to the next segment: so only the
+    /// last segment can ever be torn.
+    fn seal(&mut self, segment: &Segment) -> io::Result<()> {
+        let (first, offsets) = segment.entries();
+        let footer = Footer { state: self.state, truncated_from: self.truncated_from, first, offsets };
+        let payload = footer.encode();
+        let head = Head {
+            kind: Kind::Footer,
+            len: u32::try_from(payload.len()).expect("a table of a segment is below 4 GiB"),
+            durable: u32::try_from(self.durable).expect("segments are below 4 GiB"),
+            index: first,
+            term: 0,
+        };
+        let head = head.encode(segment.seed, std::iter::once(&payload[..]));
+        segment.file.write_at(&[IoSlice::new(&head)], self.at)?;
+        let mut at = self.at + HEAD_LEN as u64;
+        for chunk in payload.chunks(UNSYNCED_MAX) {
+            segment.file.write_at(&[IoSlice::new(chunk)], at)?;
+            segment.file.sync_data()?;
+            at += chunk.len() as u64;
+        }
+        let trailer = format::encode_trailer(&segment.header, self.at);
+        segment.file.write_at(&[IoSlice::new(&trailer)], segment.capacity - TRAILER_LEN as u64)?;
+        segment.file.sync_data()?;
+        segment.shrink();
+        tracing::debug!(segment = segment.header.id, first, entries = footer.offsets.len(), "segment sealed");
+        Ok(())
+    }
+
+    /// Fails everybody who waits.
+    fn fail(&mut self, left: Vec<Op>, error: &io::Error) {
+        let file = self.segment.as_ref().map_or_else(|| self.log.dir.clone(), |segment| segment.path.clone());
+        let what = format!("writing {}: {error}", file.display());
+        let mut waiting = std::mem::take(&mut self.staged.done);
+        waiting.extend(left.into_iter().filter_map(Op::into_done));
+        self.log.fail(&what, waiting);
+    }
+}
+
+/// The position of records that have none.
+const NOWHERE: Position = Position { term: 0, index: 0 };
+
+/// What sealing a segment of `entries` entries takes.
+fn closing_len(entries: usize) -> u64 {
+    record_len(Footer::len(entries)) + TRAILER_LEN as u64
+}
+
+impl Staged {
+    fn reset(&mut self) {
+        // One large entry must not keep its buffer for ever.
+        if self.bytes.capacity() > 2 * UNSYNCED_MAX {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.pieces.clear();
+        self.len = 0;
+        self.placed.offsets.clear();
+    }
+}
+
+/// Writes the staged pieces at `start`, syncing whenever [`UNSYNCED_MAX`] bytes were written; the last sync is
+/// the caller's.
+fn write(segment: &Segment, staged: &Staged, start: u64) -> io::Result<()> {
+    let mut at = start;
+    let mut group: Vec<IoSlice<'_>> = Vec::with_capacity(staged.pieces.len());
+    let mut group_len = 0;
+    let mut from = 0;
+    for piece in &staged.pieces {
+        let mut rest = match piece {
+            Piece::Bytes(end) => &staged.bytes[std::mem::replace(&mut from, *end)..*end],
+            Piece::Part(part) => &part[..],
+        };
+        while group_len + rest.len() > UNSYNCED_MAX {
+            let (now, later) = rest.split_at(UNSYNCED_MAX - group_len);
+            group.push(IoSlice::new(now));
+            segment.file.write_at(&group, at)?;
+            segment.file.sync_data()?;
+            at += UNSYNCED_MAX as u64;
+            group.clear();
+            group_len = 0;
+            rest = later;
+        }
+        if !rest.is_empty() {
+            group.push(IoSlice::new(rest));
+            group_len += rest.len();
+        }
+    }
+    if group.is_empty() {
+        return Ok(());
+    }
+    segment.file.write_at(&group, at)
+}

@@ -1,0 +1,51 @@
+//! A durable replicated log: segments, snapshots, consensus. Knows no tube and no job.
+//!
+//! ```text
+//! Node ── propose ──> openraft ── Store ──> Log ── queue ──> flush thread ──> segments
+//!   │                    └── Machine ──> StateMachine (the caller's)   ^           │
+//!   └── Bodies ── read ──> ring of recent entries, or segment map ─────┴───────────┘
+//! keeper: snapshot by bytes of log ──> purge ──> dead segments unlinked
+//! ```
+//!
+//! The log is the database: a payload lies once, in its segment; the state machine keeps addresses of bodies
+//! ([`BodyAddr`]) and says which are still referenced ([`Bodies::retain`]). A node
+//! is its cluster's only voter so far. No type of the consensus library is visible from outside, in a file, or
+//! on the wire.
+
+mod bodies;
+mod completion;
+mod disk;
+mod error;
+mod flush;
+mod format;
+mod identity;
+pub mod inspect;
+mod keeper;
+mod log;
+mod machine;
+mod network;
+mod node;
+mod open;
+mod options;
+mod payload;
+mod prepare;
+mod proposal;
+mod recover;
+mod ring;
+mod scan;
+mod segment;
+mod snapshot;
+mod state;
+mod store;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use bodies::{Bodies, DiskUsage};
+pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, FaultDisk, RealDisk};
+pub use error::{BodyError, Corruption, Fatal, NotProposed, ReadError, SnapshotError, StartError};
+pub use node::{Node, Role, Status};
+pub use options::Options;
+pub use payload::{BodyAddr, Payload};
+pub use proposal::{Outcome, Proposal};
+pub use state::{SnapshotImage, StateMachine};

@@ -1,0 +1,209 @@
+//! The state machine as openraft sees it: a shell around the one that the node was started with.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
+
+use crate::disk::Disk;
+use crate::error::Fatal;
+use crate::log::Log;
+use crate::snapshot::{self, SnapshotFile};
+use crate::state::{SnapshotImage, StateMachine};
+use crate::types::{Entry, LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
+
+/// Applies entries.
+pub(crate) struct Machine {
+    /// Only ever reached through `&mut`; the lock makes the shell shareable, as openraft asks, and is never
+    /// taken.
+    state: Mutex<Box<dyn StateMachine>>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    shared: Arc<MachineShared>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // When openraft's task that applies ends by itself, nothing is applied any more. A reason that was
+        // recorded before stays.
+        self.shared.log.set_fatal(Fatal::Consensus("its state machine task ended".into()));
+    }
+}
+
+/// What the machine, its snapshot builders and the node share.
+pub(crate) struct MachineShared {
+    pub(crate) log: Arc<Log>,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    current: Mutex<Option<SnapshotFile>>,
+}
+
+impl MachineShared {
+    pub(crate) fn new(log: Arc<Log>, current: Option<SnapshotFile>) -> Self {
+        let (disk, dir) = (log.disk.clone(), log.dir.clone());
+        log.set_snapshot_index(current.as_ref().map_or(0, SnapshotFile::index));
+        Self { log, disk, dir, current: Mutex::new(current) }
+    }
+
+    /// Makes `file`, which is durable, the current snapshot, and removes the one before.
+    fn replace(&self, file: SnapshotFile) -> io::Result<()> {
+        self.log.set_snapshot_index(file.index());
+        let before = self.current.lock().replace(file.clone());
+        match before {
+            Some(before) if before.path != file.path => self.disk.unlink(&before.path),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl Machine {
+    /// A machine that has applied nothing.
+    pub(crate) fn new(state: Box<dyn StateMachine>, shared: Arc<MachineShared>) -> Self {
+        Self { state: Mutex::new(state), applied: None, membership: StoredMembership::default(), shared }
+    }
+
+    /// The position of the last applied entry.
+    pub(crate) fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
+    /// Replaces the state by that of the current snapshot, if there is one, and counts the bodies it
+    /// references. May block.
+    pub(crate) fn restore(&mut self) -> io::Result<()> {
+        let Some(file) = self.shared.current.lock().clone() else { return Ok(()) };
+        let state = self.state.get_mut();
+        state.restore(file.index(), &mut file.image()?)?;
+        let log = &self.shared.log;
+        log.reset_live();
+        state.for_each_live(&mut |addr| log.retain(addr.index, u64::from(addr.len)));
+        self.applied = file.meta.last_log_id;
+        self.membership = file.meta.last_membership;
+        Ok(())
+    }
+
+    /// Applies one entry.
+    pub(crate) fn apply_one(&mut self, entry: &Entry) {
+        let index = entry.log_id.index;
+        match &entry.payload {
+            EntryPayload::Normal(payload) => {
+                self.shared.log.set_applying(index);
+                self.state.get_mut().apply(index, payload);
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+            }
+            EntryPayload::Blank => {}
+        }
+        self.applied = Some(entry.log_id);
+    }
+
+    /// Says that no further committed entry is at hand.
+    pub(crate) fn applied_run(&mut self) {
+        if let Some(applied) = self.applied {
+            self.state.get_mut().applied(applied.index);
+        }
+    }
+
+    /// A builder of a snapshot of what is applied now. It writes nothing when the current one is as new.
+    pub(crate) fn builder(&mut self) -> Builder {
+        let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
+        let current = self.shared.current.lock().as_ref().is_some_and(|file| file.meta == meta);
+        let image = (!current).then(|| Mutex::new(self.state.get_mut().snapshot()));
+        Builder { meta, image, shared: self.shared.clone() }
+    }
+}
+
+/// Writes one snapshot.
+pub(crate) struct Builder {
+    meta: SnapshotMeta,
+    /// `None` when the current snapshot is as new.
+    image: Option<Mutex<Box<dyn SnapshotImage>>>,
+    shared: Arc<MachineShared>,
+}
+
+impl Builder {
+    /// Writes the snapshot and makes it the current one. Blocks.
+    pub(crate) fn write(&mut self) -> io::Result<SnapshotFile> {
+        if let Some(image) = self.image.take() {
+            let mut image = image.into_inner();
+            let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out));
+            let file = snapshot::write(&self.shared.disk, &self.shared.dir, &self.meta, next)?;
+            self.shared.replace(file)?;
+        }
+        let current = self.shared.current.lock().clone();
+        current.ok_or_else(|| io::Error::other("there is no snapshot"))
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
+        let mut builder =
+            Self { meta: self.meta.clone(), image: self.image.take(), shared: self.shared.clone() };
+        let file = self.shared.log.blocking(move || builder.write()).await?;
+        Ok(RaftSnapshot { meta: file.meta.clone(), snapshot: file })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            self.apply_one(&entry);
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        self.applied_run();
+        Ok(())
+    }
+
+    /// Snapshots are written by the node itself, which can bear a failure; openraft is told afterwards and
+    /// given the one that is there, unless it insists.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let current = self.shared.current.lock().as_ref().map(|file| file.meta.clone());
+        match current.filter(|_| !force) {
+            Some(meta) => Some(Builder { meta, image: None, shared: self.shared.clone() }),
+            None => Some(self.builder()),
+        }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        self.builder()
+    }
+
+    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+        let shared = self.shared.clone();
+        let log = shared.log.clone();
+        let copied = log.blocking(move || {
+            let known = shared.current.lock().as_ref().is_some_and(|file| file.path == snapshot.path);
+            if known {
+                return Ok(());
+            }
+            let file = snapshot::copy(&shared.disk, &shared.dir, &snapshot)?;
+            shared.replace(file)
+        });
+        copied.await?;
+        self.restore()
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
+        let current = self.shared.current.lock().clone();
+        Ok(current.map(|file| RaftSnapshot { meta: file.meta.clone(), snapshot: file }))
+    }
+}

@@ -1,0 +1,419 @@
+//! One member of the cluster: the handle that the rest of the product holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::bodies::Bodies;
+use crate::error::{Fatal, NotProposed, ReadError, SnapshotError, StartError};
+use crate::flush::Flusher;
+use crate::identity::{Identity, id_text};
+use crate::keeper::{Keeper, Request};
+use crate::log::Log;
+use crate::machine::Machine;
+use crate::network::NoPeers;
+use crate::open::{self, Storage};
+use crate::options::Options;
+use crate::payload::Payload;
+use crate::prepare::Preparer;
+use crate::proposal::{self, Proposal};
+use crate::state::StateMachine;
+use crate::store::Store;
+use crate::types::{Member, TypeConfig};
+
+/// A running node. Cloning gives another handle to the same one; when the last one is dropped without
+/// [`Node::shutdown`], the node stops as if it had crashed.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    raft: Raft<TypeConfig, Machine>,
+    identity: Identity,
+    log: Arc<Log>,
+    preparer: Arc<Preparer>,
+    bodies: Bodies,
+    /// Bytes that may still be proposed.
+    admission: Arc<Semaphore>,
+    /// All bytes that may be in flight.
+    max_inflight: u32,
+    snapshots: mpsc::Sender<Request>,
+    /// Tasks that end with the node.
+    tasks: [AbortHandle; 2],
+    flusher: Mutex<Option<Flusher>>,
+}
+
+/// What a proposal costs of the in-flight budget besides its bytes.
+const PROPOSAL_COST: usize = 256;
+
+impl Node {
+    /// Opens or creates the directory, recovers its log, restores the newest snapshot into `state` and starts
+    /// consensus. An empty directory becomes a cluster of one voter by itself.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start<M: StateMachine>(options: Options, state: M) -> Result<Self, StartError> {
+        options.check()?;
+        let state: Box<dyn StateMachine> = Box::new(state);
+        if options.inline {
+            let storage = open::open(&options, state)?;
+            return Self::run(&options, storage).await;
+        }
+        let opened = tokio::task::spawn_blocking(move || {
+            let storage = open::open(&options, state);
+            storage.map(|storage| (options, storage))
+        });
+        let (options, storage) = opened.await.map_err(|error| StartError::Consensus(error.to_string()))??;
+        Self::run(&options, storage).await
+    }
+
+    async fn run(options: &Options, storage: Storage) -> Result<Self, StartError> {
+        let Storage { identity, log, preparer, bodies, machine, flusher } = storage;
+        let failed = |error: &dyn std::fmt::Display| StartError::Consensus(error.to_string());
+        // Ends the threads when something below fails.
+        let mut guard = StopOnDrop(Some(log.clone()));
+        let completer = log.completions.spawn();
+        let config = Arc::new(config(options, &identity).map_err(|error| failed(&error))?);
+        let store = Store::new(log.clone());
+        let raft = Raft::new(identity.node, config, NoPeers, store, machine).await;
+        let raft = raft.map_err(|error| failed(&error))?;
+        let (snapshots, requests) = mpsc::channel(1);
+        let keeper = Keeper {
+            raft: raft.clone(),
+            log: log.clone(),
+            preparer: preparer.clone(),
+            snapshot_log_bytes: options.snapshot_log_bytes,
+            log_retention_bytes: options.log_retention_bytes,
+        };
+        let keeper = tokio::spawn(keeper.run(requests));
+        let max_inflight = u32::try_from(options.max_inflight_bytes).unwrap_or(u32::MAX);
+        let inner = Inner {
+            raft,
+            identity,
+            log,
+            preparer,
+            bodies,
+            admission: Arc::new(Semaphore::new(max_inflight as usize)),
+            max_inflight,
+            snapshots,
+            tasks: [completer.abort_handle(), keeper.abort_handle()],
+            flusher: Mutex::new(Some(flusher)),
+        };
+        let node = Self { inner: Arc::new(inner) };
+        // From here on the node itself sees to it.
+        guard.0 = None;
+        node.take_office().await.map_err(|error| node.start_error(options, error))?;
+        Ok(node)
+    }
+
+    /// Prefers what the disk said over what consensus made of it.
+    fn start_error(&self, options: &Options, error: StartError) -> StartError {
+        match self.stop_reason("") {
+            Fatal::Storage(what) => {
+                StartError::Io { file: options.data_dir.clone(), source: std::io::Error::other(what) }
+            }
+            Fatal::Consensus(_) | Fatal::Shutdown => error,
+        }
+    }
+
+    /// A lone voter elects itself at once, and makes itself a cluster when there is none yet.
+    async fn take_office(&self) -> Result<(), StartError> {
+        let raft = &self.inner.raft;
+        let failed = |error: &dyn std::fmt::Display| StartError::Consensus(error.to_string());
+        if raft.is_initialized().await.map_err(|error| failed(&error))? {
+            return raft.trigger().elect(false).await.map_err(|error| failed(&error));
+        }
+        let members = BTreeMap::from([(self.inner.identity.node, Member::default())]);
+        raft.initialize(members).await.map_err(|error| failed(&error))
+    }
+
+    /// Resolves when this node leads, all its durable log is applied and proposals are accepted.
+    ///
+    /// # Errors
+    /// When the node stopped before that.
+    pub async fn ready(&self) -> Result<(), Fatal> {
+        let mut metrics = self.inner.raft.metrics();
+        let ready = async {
+            loop {
+                {
+                    let now = metrics.borrow_watched();
+                    // The first entry of its own term comes after everything that was there before.
+                    let term = now.last_applied.map(|id| id.committed_leader_id().term);
+                    if now.state == ServerState::Leader && term == Some(now.current_term) {
+                        return;
+                    }
+                }
+                if metrics.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = ready => Ok(()),
+            fatal = self.fatal() => Err(fatal),
+        }
+    }
+
+    /// Hands a payload to consensus. Calls made one after the other (each awaited before the next) keep their
+    /// order in the log. Awaits admission only (see [`Options::max_inflight_bytes`]), not commitment: many can
+    /// be in flight.
+    ///
+    /// # Errors
+    /// See [`NotProposed`].
+    pub async fn propose(&self, payload: Payload) -> Result<Proposal, NotProposed> {
+        let inner = &*self.inner;
+        let len = payload.len();
+        if len > Payload::MAX_LEN {
+            return Err(NotProposed::TooLong { len });
+        }
+        // A payload beyond the whole budget waits until it is alone.
+        let cost = u32::try_from(len + PROPOSAL_COST).unwrap_or(u32::MAX).min(inner.max_inflight);
+        let admitted = inner.admission.clone().acquire_many_owned(cost).await;
+        let admitted = admitted.map_err(|_| self.stop_reason("the node is stopping"))?;
+        let (answer, proposal) = proposal::channel(admitted);
+        let sent = inner.raft.client_write_ff(payload, Some(answer)).await;
+        sent.map_err(|error| self.stop_reason(&error))?;
+        Ok(proposal)
+    }
+
+    /// A log index such that a state that has applied it shows everything that was committed before this call.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn read_barrier(&self) -> Result<u64, ReadError> {
+        match self.inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+                Err(ReadError::NotLeader { leader: to.leader_id })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(ReadError::NotLeader { leader: None })
+            }
+            Err(RaftError::Fatal(error)) => Err(self.stop_reason(&error).into()),
+        }
+    }
+
+    /// Where this node stands now. Cheap.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let inner = &*self.inner;
+        let metrics = inner.raft.metrics();
+        let now = metrics.borrow_watched();
+        let state = inner.log.state();
+        let index = |id: Option<crate::types::LogId>| id.map_or(0, |id| id.index());
+        Status {
+            node_id: inner.identity.node,
+            cluster_id: id_text(inner.identity.cluster),
+            instance_id: id_text(inner.identity.instance),
+            boots: inner.identity.boots,
+            term: now.current_term,
+            leader: now.current_leader,
+            role: match now.state {
+                ServerState::Learner => Role::Learner,
+                ServerState::Follower => Role::Follower,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Leader => Role::Leader,
+                ServerState::Shutdown => Role::Stopped,
+            },
+            last_index: state.last.map_or(0, |last| last.index),
+            committed: index(now.local_committed),
+            applied: index(now.last_applied),
+            snapshot_index: inner.log.snapshot_index(),
+            purged: state.purged.map_or(0, |purged| purged.index),
+            voters: now.membership_config.voter_ids().collect(),
+        }
+    }
+
+    /// Resolves when the node can no longer work. Unless [`Node::shutdown`] was called the process must stop
+    /// at once: what was not reported committed may or may not be durable.
+    pub async fn fatal(&self) -> Fatal {
+        let mut fatal = self.inner.log.watch_fatal();
+        let reason = fatal.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or(Fatal::Shutdown)
+    }
+
+    /// The handle to read and account bodies.
+    #[must_use]
+    pub fn bodies(&self) -> Bodies {
+        self.inner.bodies.clone()
+    }
+
+    /// Takes a snapshot now, purges what it allows and answers the index it was taken at.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub async fn snapshot_now(&self) -> Result<u64, SnapshotError> {
+        let (request, answer) = oneshot::channel();
+        let stopped = || SnapshotError::from(self.stop_reason("the node is stopping"));
+        self.inner.snapshots.send(request).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Flushes what was accepted, stops and gives the directory free. Proposals after that are refused; those
+    /// in flight may end [`crate::Outcome::Unknown`], so await them before.
+    pub async fn shutdown(&self) {
+        let inner = &*self.inner;
+        inner.admission.close();
+        inner.log.set_fatal(Fatal::Shutdown);
+        inner.tasks[1].abort();
+        // Its result says only whether the core's task panicked, which `fatal` has told by then.
+        inner.raft.shutdown().await.ok();
+        inner.log.stop();
+        let flusher = inner.flusher.lock().take();
+        let (log, preparer) = (inner.log.clone(), inner.preparer.clone());
+        let flusher = match flusher {
+            Some(Flusher::Task(task)) => {
+                // A panic in it was reported by then.
+                task.await.ok();
+                None
+            }
+            thread => thread,
+        };
+        let closed = inner.log.blocking(move || {
+            if let Some(flusher) = flusher {
+                flusher.join();
+            }
+            preparer.stop();
+            log.unlock();
+            Ok(())
+        });
+        // It cannot fail.
+        closed.await.ok();
+        inner.tasks[0].abort();
+    }
+
+    fn stop_reason(&self, otherwise: impl std::fmt::Display) -> Fatal {
+        let reason = self.inner.log.watch_fatal().borrow().clone();
+        reason.unwrap_or_else(|| Fatal::Consensus(otherwise.to_string()))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.log.set_fatal(Fatal::Shutdown);
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.log.stop();
+    }
+}
+
+/// Ends the flush thread of a node that did not get off the ground.
+struct StopOnDrop(Option<Arc<Log>>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if let Some(log) = &self.0 {
+            log.stop();
+        }
+    }
+}
+
+/// openraft's settings. Ticks are off: a lone voter has nobody to send heartbeats to and no election to time,
+/// so an idle node does nothing at all.
+fn config(options: &Options, identity: &Identity) -> Result<Config, openraft::ConfigError> {
+    let election = u64::try_from(options.election_timeout_min.as_millis()).unwrap_or(u64::MAX);
+    let config = Config {
+        cluster_name: id_text(identity.cluster),
+        election_timeout_min: election,
+        election_timeout_max: election.saturating_mul(2),
+        heartbeat_interval: election / 6,
+        enable_tick: false,
+        enable_pre_vote: Some(true),
+        // The state is volatile: a restarted leader must learn again what is committed.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        // Snapshots are taken and logs purged by bytes, by the keeper; even with `Never` each snapshot would
+        // purge the log by count.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // Bounded by count here, by bytes in front of it.
+        api_channel_size: Some(CHANNEL_LEN),
+        notification_channel_size: Some(CHANNEL_LEN),
+        state_machine_channel_size: Some(CHANNEL_LEN),
+        api_batch_capacity: CHANNEL_LEN,
+        ..Config::default()
+    };
+    config.validate()
+}
+
+/// How many messages each of openraft's channels holds.
+const CHANNEL_LEN: u64 = 4096;
+
+impl Options {
+    /// Refuses what could not work.
+    fn check(&self) -> Result<(), StartError> {
+        let bad = |option, reason: &str| Err(StartError::Option { option, reason: reason.to_owned() });
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
+            return bad("segment_bytes", "must be between 16 KiB and 1 GiB");
+        }
+        if self.max_inflight_bytes == 0 || self.max_inflight_bytes > MAX_INFLIGHT_BYTES {
+            return bad("max_inflight_bytes", "must be between 1 byte and 1 GiB");
+        }
+        if self.election_timeout_min < Duration::from_millis(50) {
+            return bad("election_timeout_min", "must be at least 50 ms");
+        }
+        Ok(())
+    }
+}
+
+/// The smallest segment.
+const SEGMENT_BYTES_MIN: u64 = 16 << 10;
+/// The largest segment; offsets in it are 32 bits.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// The largest in-flight budget.
+const MAX_INFLIGHT_BYTES: usize = 1 << 30;
+
+/// What this node does in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Receives entries, has no vote.
+    Learner,
+    /// Votes and follows.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Stopped.
+    Stopped,
+}
+
+/// Where a node stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This node's number.
+    pub node_id: u64,
+    /// The cluster's id: 32 hexadecimal digits, made when the cluster was.
+    pub cluster_id: String,
+    /// This data directory's id: 32 hexadecimal digits, made when it was.
+    pub instance_id: String,
+    /// How often this data directory was opened.
+    pub boots: u64,
+    /// The current term.
+    pub term: u64,
+    /// The leader as far as is known.
+    pub leader: Option<u64>,
+    /// What this node does.
+    pub role: Role,
+    /// The index of the last entry in the log, durable or not; 0 when there is none.
+    pub last_index: u64,
+    /// The highest index known to be committed; 0 when there is none.
+    pub committed: u64,
+    /// The highest index applied; 0 when there is none.
+    pub applied: u64,
+    /// The index of the newest durable snapshot; 0 when there is none.
+    pub snapshot_index: u64,
+    /// The highest purged index; 0 when there is none.
+    pub purged: u64,
+    /// The voters' numbers.
+    pub voters: Vec<u64>,
+}

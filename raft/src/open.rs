@@ -1,0 +1,117 @@
+//! What a start does before consensus runs: open the directory, recover the log, restore the snapshot and
+//! apply what was known to be committed. All of it blocks, off the async threads.
+
+use std::sync::Arc;
+
+use crate::bodies::Bodies;
+use crate::error::{Corruption, StartError};
+use crate::flush::{self, Flusher};
+use crate::identity::{self, Identity};
+use crate::log::{Log, Parts};
+use crate::machine::{Machine, MachineShared};
+use crate::options::Options;
+use crate::prepare::{Preparer, make_segment};
+use crate::recover::{self, Recovered};
+use crate::snapshot::{self, SnapshotFile};
+use crate::state::StateMachine;
+
+/// A brand-new directory begins with a segment of this size, so that the first start need not wait for a
+/// large one to be filled with zeros.
+const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// A node's storage, ready for consensus.
+pub(crate) struct Storage {
+    pub(crate) identity: Identity,
+    pub(crate) log: Arc<Log>,
+    pub(crate) preparer: Arc<Preparer>,
+    pub(crate) bodies: Bodies,
+    pub(crate) machine: Machine,
+    pub(crate) flusher: Flusher,
+}
+
+/// Opens or creates everything in the data directory.
+pub(crate) fn open(options: &Options, mut state: Box<dyn StateMachine>) -> Result<Storage, StartError> {
+    let (dir, disk) = (&options.data_dir, &options.disk);
+    let io_error = |source| StartError::Io { file: dir.clone(), source };
+    let (lock, identity) = identity::open(options)?;
+    let Recovered { table, state: log_state, active, mut blank, mut next_id } =
+        recover::recover(&**disk, dir)?;
+    let snapshot = snapshot::open_newest(disk, dir)?;
+    check_reach(options, log_state.purged.map_or(0, |purged| purged.index), snapshot.as_ref())?;
+    if active.is_none() && blank.is_empty() {
+        let bytes = options.segment_bytes.min(FIRST_SEGMENT_BYTES);
+        blank.push(make_segment(&**disk, dir, next_id, bytes, &|| false).map_err(io_error)?);
+        next_id += 1;
+    }
+    let log = Arc::new(Log::new(Parts {
+        disk: disk.clone(),
+        dir: dir.clone(),
+        table,
+        state: log_state,
+        ring_bytes: options.ring_bytes,
+        inline: options.inline,
+        lock: Some(lock),
+    }));
+    let preparer = Preparer::start(log.clone(), options.segment_bytes, blank, next_id);
+    let preparer = Arc::new(preparer.map_err(io_error)?);
+    let bodies = Bodies::new(log.clone(), preparer.clone());
+    state.attach(bodies.clone());
+    let machine = restore(options, &log, state, snapshot)?;
+    let flusher = flush::start(log.clone(), preparer.clone(), active).map_err(io_error)?;
+    Ok(Storage { identity, log, preparer, bodies, machine, flusher })
+}
+
+/// A log that was purged beyond the newest snapshot cannot rebuild the state.
+fn check_reach(options: &Options, purged: u64, snapshot: Option<&SnapshotFile>) -> Result<(), StartError> {
+    let reached = snapshot.map_or(0, SnapshotFile::index);
+    if purged <= reached {
+        return Ok(());
+    }
+    let what = format!("the log starts after entry {purged}, but the newest snapshot is of entry {reached}");
+    let dir = options.data_dir.clone();
+    Err(Corruption { file: dir.clone(), dir, offset: 0, what }.into())
+}
+
+/// Brings the state to where it was known to be committed.
+fn restore(
+    options: &Options,
+    log: &Arc<Log>,
+    state: Box<dyn StateMachine>,
+    snapshot: Option<SnapshotFile>,
+) -> Result<Machine, StartError> {
+    let dir = &options.data_dir;
+    let file = snapshot.as_ref().map(|file| file.path.clone());
+    let index = snapshot.as_ref().map_or(0, SnapshotFile::index);
+    let mut machine = Machine::new(state, Arc::new(MachineShared::new(log.clone(), snapshot)));
+    machine.restore().map_err(|error| {
+        let file = file.as_deref().unwrap_or(dir);
+        snapshot::corrupt(dir, file, &format!("the snapshot cannot be restored: {error}"))
+    })?;
+    replay(log, &mut machine).map_err(|error| {
+        let what = format!("the log cannot be read: {error}");
+        StartError::from(Corruption { dir: dir.clone(), file: dir.clone(), offset: 0, what })
+    })?;
+    let since: u64 = log.table.all().iter().map(|segment| segment.bytes_after(index)).sum();
+    log.set_snapshot_due(options.snapshot_log_bytes.saturating_sub(since));
+    Ok(machine)
+}
+
+/// Applies the entries between the snapshot and what was known to be committed. What follows in the log is
+/// applied once consensus says that it is committed.
+fn replay(log: &Log, machine: &mut Machine) -> std::io::Result<()> {
+    let state = log.state();
+    let (Some(committed), Some(last)) = (state.committed, state.last) else { return Ok(()) };
+    let end = committed.index.min(last.index) + 1;
+    let next = machine.applied().map_or(0, |applied| applied.index + 1);
+    // That nothing is missing between the snapshot and the log was checked.
+    let mut next = log.held(&(next..end)).start;
+    while next < end {
+        let entries = log.read(next..end)?;
+        for entry in &entries {
+            machine.apply_one(entry);
+        }
+        next += entries.len() as u64;
+    }
+    machine.applied_run();
+    Ok(())
+}

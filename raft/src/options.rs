@@ -1,0 +1,56 @@
+//! What a node is started with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::disk::{Disk, RealDisk};
+
+/// Settings of one node. Make one with [`Options::new`] and change what differs.
+#[derive(Clone)]
+pub struct Options {
+    /// The directory that holds everything durable. Created when absent; locked while in use.
+    pub data_dir: PathBuf,
+    /// This node's number within the cluster.
+    pub node_id: u64,
+    /// Where files live; [`RealDisk`] unless a test says otherwise.
+    pub disk: Arc<dyn Disk>,
+    /// The size of a segment file, in bytes. An entry larger than that gets a segment of its own size.
+    pub segment_bytes: u64,
+    /// A snapshot is taken when this many bytes of log were written since the last one.
+    pub snapshot_log_bytes: u64,
+    /// After a snapshot the log is purged up to it, except for this many bytes of its newest entries.
+    pub log_retention_bytes: u64,
+    /// Recent entries kept in memory for apply and for hot bodies, in bytes. When it is full of entries that
+    /// are not yet written, appends wait.
+    pub ring_bytes: usize,
+    /// Payload bytes that may be proposed and not yet applied; [`crate::Node::propose`] waits beyond that.
+    pub max_inflight_bytes: usize,
+    /// Refuse to start when the directory belongs to another cluster than this one.
+    pub expect_cluster: Option<String>,
+    /// Start no thread and use no blocking pool: all IO happens on the runtime, in a fixed order. For
+    /// simulations on a disk in memory; on a real disk it would hold up everything else.
+    pub inline: bool,
+    /// Election timeout is drawn between this and twice this. Plays no part while there is one voter.
+    pub election_timeout_min: Duration,
+}
+
+impl Options {
+    /// The defaults of a node 1 in `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            node_id: 1,
+            disk: Arc::new(RealDisk),
+            segment_bytes: 64 << 20,
+            snapshot_log_bytes: 128 << 20,
+            log_retention_bytes: 256 << 20,
+            ring_bytes: 8 << 20,
+            max_inflight_bytes: 16 << 20,
+            expect_cluster: None,
+            inline: false,
+            election_timeout_min: Duration::from_millis(300),
+        }
+    }
+}

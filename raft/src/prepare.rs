@@ -1,0 +1,265 @@
+//! Segments made ready before they are needed: a thread allocates the next file, fills it with zeros and
+//! syncs it, so that appending to it changes no metadata and its fdatasync is as cheap as the disk allows.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rand::Rng;
+
+use crate::disk::{Access, Disk, DiskFile};
+use crate::format::SegmentHeader;
+use crate::log::Log;
+use crate::recover::{segment_path, zero};
+
+/// After a failure (a full disk, above all) the thread tries again this often.
+const RETRY: Duration = Duration::from_secs(1);
+/// Zeros are written in pieces of this many bytes, and synced after each.
+const STEP: u64 = 256 << 10;
+/// The pause after each piece while nobody waits: a segment takes about half a second then, and the syncs of
+/// the flush thread hardly notice.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A blank segment file.
+pub(crate) struct Prepared {
+    pub(crate) header: SegmentHeader,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) capacity: u64,
+}
+
+/// Keeps one blank segment ready.
+pub(crate) struct Preparer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    log: Arc<Log>,
+    segment_bytes: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    ready: Vec<Prepared>,
+    next_id: u64,
+    /// How many attempts were made.
+    attempts: u64,
+    /// Why the last attempt failed; cleared by the next success.
+    failure: Option<io::Error>,
+    /// Somebody waits for the next segment.
+    urgent: bool,
+    stop: bool,
+}
+
+impl Preparer {
+    /// Starts the thread. `blank` are segments found ready, in order.
+    pub(crate) fn start(
+        log: Arc<Log>,
+        segment_bytes: u64,
+        mut blank: Vec<Prepared>,
+        next_id: u64,
+    ) -> io::Result<Self> {
+        blank.reverse();
+        let state = State { ready: blank, next_id, attempts: 0, failure: None, urgent: false, stop: false };
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { log, segment_bytes, state, changed: Condvar::new() });
+        if shared.log.inline {
+            return Ok(Self { shared, thread: Mutex::new(None) });
+        }
+        let thread = std::thread::Builder::new().name("bp-prepare".into()).spawn({
+            let shared = shared.clone();
+            move || shared.run()
+        })?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The next blank segment, of at least `capacity` bytes. Waits until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be made, in an attempt that began after this call.
+    pub(crate) fn take(&self, capacity: u64) -> io::Result<Prepared> {
+        if self.shared.log.inline {
+            self.shared.make_one();
+        }
+        let mut prepared = self.wait()?;
+        if prepared.capacity < capacity {
+            // An entry larger than a segment gets a segment of its own size.
+            prepared.file.allocate(capacity)?;
+            zero(&prepared.file, prepared.capacity, capacity)?;
+            prepared.capacity = capacity;
+        }
+        Ok(prepared)
+    }
+
+    fn wait(&self) -> io::Result<Prepared> {
+        let mut state = self.shared.state.lock();
+        let earlier = state.attempts;
+        state.urgent = true;
+        self.shared.changed.notify_all();
+        loop {
+            if let Some(prepared) = state.ready.pop() {
+                state.urgent = false;
+                self.shared.changed.notify_all();
+                return Ok(prepared);
+            }
+            if state.stop {
+                return Err(io::Error::other("the log is closed"));
+            }
+            let tried = state.attempts > earlier || self.shared.log.inline;
+            if let Some(failure) = state.failure.as_ref().filter(|_| tried) {
+                return Err(io::Error::new(failure.kind(), failure.to_string()));
+            }
+            self.shared.changed.wait(&mut state);
+        }
+    }
+
+    /// Whether the last attempt to make a segment failed: the log has only the rest of the active one left.
+    pub(crate) fn failing(&self) -> bool {
+        self.shared.state.lock().failure.is_some()
+    }
+
+    /// Tells the thread that space was freed.
+    pub(crate) fn retry(&self) {
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Preparer {
+    /// Ends the thread and waits for that; a segment in preparation is given up.
+    pub(crate) fn stop(&self) {
+        self.shared.state.lock().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was reported by then, and there is nothing left to do for it.
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if state.stop {
+                return;
+            }
+            if !state.ready.is_empty() {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            drop(state);
+            let made = self.make_one();
+            state = self.state.lock();
+            if !made && !state.stop {
+                self.changed.wait_for(&mut state, RETRY);
+            }
+        }
+    }
+
+    /// Makes the next segment unless one is ready; answers whether that went well.
+    fn make_one(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.ready.is_empty() {
+            return true;
+        }
+        let id = state.next_id;
+        state.attempts += 1;
+        drop(state);
+        let log = &*self.log;
+        let made = make_segment(&*log.disk, &log.dir, id, self.segment_bytes, &|| self.pause());
+        let mut state = self.state.lock();
+        self.changed.notify_all();
+        match made {
+            Ok(prepared) => {
+                state.ready.push(prepared);
+                state.next_id += 1;
+                state.failure = None;
+                true
+            }
+            Err(_) if state.stop => false,
+            Err(error) => {
+                tracing::error!(segment = id, %error, "the next segment cannot be made; is the disk full?");
+                if is_media_error(&error) {
+                    log.fail(&format!("preparing segment {id}: {error}"), Vec::new());
+                }
+                state.failure = Some(error);
+                false
+            }
+        }
+    }
+
+    /// Lets others have the disk for a moment; answers whether to give up.
+    fn pause(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.urgent && !state.stop && !self.log.inline {
+            self.changed.wait_for(&mut state, PAUSE);
+        }
+        state.stop
+    }
+}
+
+/// Whether the disk itself failed: trying again might seem to work and lose data. Everything else, a full disk
+/// or too many open files, may pass.
+fn is_media_error(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS | libc::ENXIO | libc::ENODEV | libc::EUCLEAN))
+}
+
+/// Makes a blank segment file of `capacity` bytes, complete and durable, header included. `pause` is called
+/// between pieces and answers whether to give up.
+pub(crate) fn make_segment(
+    disk: &dyn Disk,
+    dir: &Path,
+    id: u64,
+    capacity: u64,
+    pause: &dyn Fn() -> bool,
+) -> io::Result<Prepared> {
+    let path = segment_path(dir, id);
+    let temporary = path.with_extension("seg.tmp");
+    let header = SegmentHeader { id, epoch: rand::rng().random() };
+    let result = fill(disk, &temporary, &header, capacity, pause);
+    let file = match result {
+        Ok(file) => file,
+        Err(error) => {
+            // Gives its space back; the next start would remove it as well.
+            disk.unlink(&temporary).ok();
+            return Err(error);
+        }
+    };
+    disk.rename(&temporary, &path)?;
+    disk.sync_dir(dir)?;
+    Ok(Prepared { header, path, file, capacity })
+}
+
+fn fill(
+    disk: &dyn Disk,
+    path: &Path,
+    header: &SegmentHeader,
+    capacity: u64,
+    pause: &dyn Fn() -> bool,
+) -> io::Result<Arc<dyn DiskFile>> {
+    let file = disk.open(path, Access::Create)?;
+    file.allocate(capacity)?;
+    let mut at = 0;
+    while at < capacity {
+        let to = (at + STEP).min(capacity);
+        zero(&file, at, to)?;
+        at = to;
+        if at < capacity && pause() {
+            return Err(io::Error::from(io::ErrorKind::Interrupted));
+        }
+    }
+    file.write_at(&[IoSlice::new(&header.encode())], 0)?;
+    file.sync_data()?;
+    Ok(file)
+}

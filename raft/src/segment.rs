@@ -1,0 +1,272 @@
+//! Segments as the running node knows them: an open file, its map, where each entry lies, and how much of it
+//! is still referenced.
+//!
+//! ```text
+//! SegmentTable   sealed, sealed, ..., active          in the order of their ids
+//! Segment        first index + u32 offset per entry   4 bytes of memory per retained entry
+//! ```
+//!
+//! The ranges of indexes of the segments rise and do not overlap: a truncation takes the void entries out of
+//! the tables of earlier segments, so a later record of an index wins.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::RwLock;
+
+use crate::disk::{DiskFile, DiskMap};
+use crate::format::{self, SegmentHeader};
+
+/// One segment file.
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) map: Arc<dyn DiskMap>,
+    /// The file's length in bytes.
+    pub(crate) capacity: u64,
+    /// Seeds the CRC of its records.
+    pub(crate) seed: u32,
+    entries: RwLock<Entries>,
+    /// Where the records end (so far), in bytes.
+    end: AtomicU64,
+    /// Bytes of bodies in it that the state references.
+    live_bytes: AtomicU64,
+    /// Number of bodies in it that the state references.
+    live: AtomicU64,
+    /// The index of the entry whose apply took the last reference away; 0 when there never was one.
+    died_at: AtomicU64,
+}
+
+/// Where the entries of a segment start.
+struct Entries {
+    /// The index of the first one; without any, the index that the first one will have at least.
+    first: u64,
+    offsets: Vec<u32>,
+}
+
+impl Segment {
+    pub(crate) fn new(
+        header: SegmentHeader,
+        path: PathBuf,
+        file: Arc<dyn DiskFile>,
+        capacity: u64,
+        first: u64,
+    ) -> std::io::Result<Self> {
+        let map = file.map(capacity)?;
+        Ok(Self {
+            header,
+            path,
+            file,
+            map,
+            capacity,
+            seed: format::seed(header.id, header.epoch),
+            entries: RwLock::new(Entries { first, offsets: Vec::new() }),
+            end: AtomicU64::new(format::HEADER_LEN as u64),
+            live_bytes: AtomicU64::new(0),
+            live: AtomicU64::new(0),
+            died_at: AtomicU64::new(0),
+        })
+    }
+
+    /// Replaces what is known about its entries.
+    pub(crate) fn load(&self, first: u64, offsets: Vec<u32>, end: u64) {
+        *self.entries.write() = Entries { first, offsets };
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// Adds the places of entries whose records were written, the first of them being `first`.
+    pub(crate) fn add(&self, first: u64, offsets: &[u32], end: u64) {
+        self.end.store(end, Ordering::Release);
+        if offsets.is_empty() {
+            return;
+        }
+        let mut entries = self.entries.write();
+        if entries.offsets.is_empty() {
+            entries.first = first;
+        }
+        assert_eq!(
+            entries.first + entries.offsets.len() as u64,
+            first,
+            "a segment's entries are consecutive"
+        );
+        entries.offsets.extend_from_slice(offsets);
+    }
+
+    /// Forgets entries from `index` on.
+    fn truncate(&self, index: u64) {
+        let mut entries = self.entries.write();
+        let keep = index.saturating_sub(entries.first);
+        entries.offsets.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+        entries.first = entries.first.min(index);
+    }
+
+    /// Gives back memory that the table of a segment that is complete does not need.
+    pub(crate) fn shrink(&self) {
+        self.entries.write().offsets.shrink_to_fit();
+    }
+
+    /// First index and offsets, for the footer.
+    pub(crate) fn entries(&self) -> (u64, Vec<u32>) {
+        let entries = self.entries.read();
+        (entries.first, entries.offsets.clone())
+    }
+
+    /// How many entries it holds.
+    pub(crate) fn count(&self) -> usize {
+        self.entries.read().offsets.len()
+    }
+
+    /// The indexes it holds, first and last; `None` when it holds none.
+    pub(crate) fn range(&self) -> Option<(u64, u64)> {
+        let entries = self.entries.read();
+        let count = entries.offsets.len() as u64;
+        (count > 0).then(|| (entries.first, entries.first + count - 1))
+    }
+
+    /// Where the record of `index` starts.
+    pub(crate) fn offset(&self, index: u64) -> Option<u64> {
+        let entries = self.entries.read();
+        let at = usize::try_from(index.checked_sub(entries.first)?).ok()?;
+        entries.offsets.get(at).map(|offset| u64::from(*offset))
+    }
+
+    /// Where the record of `index` starts, and a bound for where it ends: the next entry, or the end.
+    pub(crate) fn span(&self, index: u64) -> Option<(u64, u64)> {
+        let entries = self.entries.read();
+        let at = usize::try_from(index.checked_sub(entries.first)?).ok()?;
+        let start = u64::from(*entries.offsets.get(at)?);
+        Some((start, entries.offsets.get(at + 1).map_or_else(|| self.end(), |next| u64::from(*next))))
+    }
+
+    /// Where the entries of `range` start, the first of which it holds: as many as a read of about `limit`
+    /// bytes covers, at least the first; and where that read ends.
+    pub(crate) fn run(&self, range: Range<u64>, limit: u64) -> (Vec<u32>, u64) {
+        let entries = self.entries.read();
+        let place = |index: u64| usize::try_from(index - entries.first).unwrap_or(usize::MAX);
+        let first = place(range.start);
+        let last = place(range.end).min(entries.offsets.len());
+        let bound = u64::from(entries.offsets[first]) + limit;
+        let fitting = entries.offsets[first..last].partition_point(|start| u64::from(*start) <= bound);
+        // The last one that starts within the limit may end beyond it, by no more than its own length.
+        let last = first + fitting.max(1);
+        let end = entries.offsets.get(last).map_or_else(|| self.end(), |next| u64::from(*next));
+        (entries.offsets[first..last].to_vec(), end)
+    }
+
+    /// Where its records end, in bytes.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Bytes of records of entries after `index`.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        let entries = self.entries.read();
+        if entries.offsets.is_empty() {
+            return 0;
+        }
+        let skip = (index + 1).saturating_sub(entries.first);
+        match entries.offsets.get(usize::try_from(skip).unwrap_or(usize::MAX)) {
+            Some(offset) => self.end() - u64::from(*offset),
+            None => 0,
+        }
+    }
+
+    pub(crate) fn retain(&self, bytes: u64, bodies: u64) {
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.live.fetch_add(bodies, Ordering::Relaxed);
+    }
+
+    /// Takes a reference away in the apply of entry `at`.
+    pub(crate) fn release(&self, bytes: u64, at: u64) {
+        let bytes_before = self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let before = self.live.fetch_sub(1, Ordering::Relaxed);
+        assert!(
+            before > 0 && bytes_before >= bytes,
+            "a body is released at most as often as it was retained"
+        );
+        if before == 1 {
+            self.died_at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets all references.
+    pub(crate) fn reset_live(&self) {
+        self.live_bytes.store(0, Ordering::Relaxed);
+        self.live.store(0, Ordering::Relaxed);
+        self.died_at.store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether neither the state nor a snapshot taken at `snapshot` references a body in it.
+    pub(crate) fn dead_at(&self, snapshot: u64) -> bool {
+        self.live.load(Ordering::Relaxed) == 0 && self.died_at.load(Ordering::Relaxed) <= snapshot
+    }
+}
+
+/// All segments with records, in order.
+#[derive(Default)]
+pub(crate) struct SegmentTable {
+    segments: RwLock<Vec<Arc<Segment>>>,
+    /// Unlinked ones that a reader may still have mapped.
+    deleted: RwLock<Vec<Weak<Segment>>>,
+}
+
+impl SegmentTable {
+    /// Appends a segment; its id must be the highest.
+    pub(crate) fn push(&self, segment: Arc<Segment>) {
+        let mut segments = self.segments.write();
+        let rising = segments.last().is_none_or(|last| last.header.id < segment.header.id);
+        assert!(rising, "segment ids rise");
+        segments.push(segment);
+    }
+
+    /// Voids entries from `index` on, in all segments.
+    pub(crate) fn truncate(&self, index: u64) {
+        for segment in self.segments.read().iter() {
+            segment.truncate(index);
+        }
+    }
+
+    /// The segment that holds the entry, and where its record starts.
+    pub(crate) fn find(&self, index: u64) -> Option<(Arc<Segment>, u64)> {
+        self.with(index, |segment, offset| (segment.clone(), offset))
+    }
+
+    /// Calls `f` with the segment that holds the entry and where its record starts.
+    pub(crate) fn with<R>(&self, index: u64, f: impl FnOnce(&Arc<Segment>, u64) -> R) -> Option<R> {
+        let segments = self.segments.read();
+        // Segments without entries may lie between.
+        let after = segments.partition_point(|segment| segment.entries.read().first <= index);
+        let segment = segments[..after].iter().rev().find(|segment| segment.count() > 0)?;
+        segment.offset(index).map(|offset| f(segment, offset))
+    }
+
+    /// A copy of the list, in order.
+    pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
+        self.segments.read().clone()
+    }
+
+    /// Takes segments out of the list; readers that still have them keep the files' space.
+    pub(crate) fn remove(&self, ids: &[u64]) -> Vec<Arc<Segment>> {
+        let mut segments = self.segments.write();
+        let (gone, kept) = segments.drain(..).partition(|segment| ids.contains(&segment.header.id));
+        *segments = kept;
+        let gone: Vec<Arc<Segment>> = gone;
+        let mut deleted = self.deleted.write();
+        deleted.retain(|segment| segment.strong_count() > 0);
+        deleted.extend(gone.iter().map(Arc::downgrade));
+        gone
+    }
+
+    /// Bytes of files that are unlinked and still mapped.
+    pub(crate) fn pinned_deleted(&self) -> u64 {
+        let deleted = self.deleted.read();
+        deleted.iter().filter_map(|segment| segment.upgrade()).map(|segment| segment.capacity).sum()
+    }
+}

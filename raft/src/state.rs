@@ -1,0 +1,46 @@
+//! What the log drives: the state machine's side of the interface.
+
+use crate::bodies::Bodies;
+use crate::payload::{BodyAddr, Payload};
+
+/// The replicated state. One task owns it and calls every method; none of them may block on IO or on a page
+/// fault, because nothing else is applied meanwhile.
+pub trait StateMachine: Send + 'static {
+    /// Hands over the means to read and account bodies, once, before anything else is called.
+    fn attach(&mut self, bodies: Bodies) {
+        drop(bodies);
+    }
+
+    /// Applies one committed entry. Must be deterministic: state and `payload` decide everything. `index`
+    /// rises by one or more from call to call (blank and membership entries take an index too and are not
+    /// passed on).
+    fn apply(&mut self, index: u64, payload: &Payload);
+
+    /// Called after each run of applies, when no further committed entry is at hand: the place to send
+    /// replies. `index` is the highest applied index, blank and membership entries included; every entry
+    /// up to it is durable on a quorum.
+    fn applied(&mut self, index: u64);
+
+    /// A consistent image of the state as of the last apply. Its slices are taken later while applies go
+    /// on; what they change must not show in the image.
+    fn snapshot(&mut self) -> Box<dyn SnapshotImage>;
+
+    /// Replaces the state by the image that was taken at `index`.
+    ///
+    /// # Errors
+    /// When the image cannot be read or understood. The node does not start then.
+    fn restore(&mut self, index: u64, image: &mut dyn std::io::Read) -> std::io::Result<()>;
+
+    /// Passes every body that the state references to `f`, in any order. Called once after
+    /// [`StateMachine::restore`], to rebuild the accounts of live bytes; from then on the state machine
+    /// reports changes through [`crate::Bodies::retain`] and [`crate::Bodies::release`], during the apply
+    /// that makes them.
+    fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr));
+}
+
+/// A state image being written out in slices.
+pub trait SnapshotImage: Send {
+    /// Appends the next slice, about 64 to 256 KiB, to `out`; answers `false` when that was the last. Called
+    /// off the core thread, between applies or next to them: implementations take their own short locks.
+    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool;
+}

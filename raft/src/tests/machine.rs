@@ -1,0 +1,134 @@
+//! A state machine for tests: keeps one body per entry until told to drop it, and checks the order of calls.
+//!
+//! A payload is `[command u8][target index u64][body]`: 0 puts the body, 1 drops the body of entry `target`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::{Bodies, BodyAddr, Payload, SnapshotImage, StateMachine};
+
+/// What the machine has seen; shared with the test.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Live bodies and their bytes' checksum.
+    pub(crate) live: BTreeMap<u64, (BodyAddr, u32)>,
+    pub(crate) applied: u64,
+    /// How many entries were applied since the start.
+    pub(crate) entries: u64,
+    pub(crate) restored: Option<u64>,
+}
+
+pub(crate) struct TestMachine {
+    pub(crate) seen: Arc<Mutex<Seen>>,
+    bodies: Option<Bodies>,
+}
+
+/// Where the body starts in a payload.
+pub(crate) const BODY: u32 = 9;
+
+pub(crate) fn put(body: &[u8]) -> Payload {
+    let mut bytes = vec![0; BODY as usize];
+    bytes.extend_from_slice(body);
+    bytes.into()
+}
+
+pub(crate) fn drop_body(index: u64) -> Payload {
+    let mut bytes = vec![1];
+    bytes.extend_from_slice(&index.to_le_bytes());
+    bytes.into()
+}
+
+impl TestMachine {
+    pub(crate) fn new() -> (Self, Arc<Mutex<Seen>>) {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        (Self { seen: seen.clone(), bodies: None }, seen)
+    }
+}
+
+impl StateMachine for TestMachine {
+    fn attach(&mut self, bodies: Bodies) {
+        self.bodies = Some(bodies);
+    }
+
+    fn apply(&mut self, index: u64, payload: &Payload) {
+        let mut seen = self.seen.lock();
+        assert!(index > seen.applied || seen.entries == 0, "entry {index} after {}", seen.applied);
+        seen.applied = index;
+        seen.entries += 1;
+        let bytes = payload.to_bytes();
+        if bytes.len() < BODY as usize {
+            return;
+        }
+        let bodies = self.bodies.as_ref().expect("attached first");
+        if bytes[0] == 0 {
+            let len = u32::try_from(bytes.len()).unwrap() - BODY;
+            let addr = BodyAddr { index, offset: BODY, len };
+            bodies.retain(addr);
+            seen.live.insert(index, (addr, crc32fast::hash(&bytes[BODY as usize..])));
+        } else if let Some((addr, _)) = seen.live.remove(&u64::from_le_bytes(bytes[1..9].try_into().unwrap()))
+        {
+            bodies.release(addr);
+        }
+    }
+
+    fn applied(&mut self, index: u64) {
+        assert!(index >= self.seen.lock().applied);
+    }
+
+    fn snapshot(&mut self) -> Box<dyn SnapshotImage> {
+        let mut bytes = Vec::new();
+        for (addr, crc) in self.seen.lock().live.values() {
+            bytes.extend_from_slice(&addr.index.to_le_bytes());
+            bytes.extend_from_slice(&addr.len.to_le_bytes());
+            bytes.extend_from_slice(&crc.to_le_bytes());
+        }
+        Box::new(Image(bytes))
+    }
+
+    fn restore(&mut self, index: u64, image: &mut dyn Read) -> std::io::Result<()> {
+        let mut bytes = Vec::new();
+        image.read_to_end(&mut bytes)?;
+        let mut seen = self.seen.lock();
+        seen.live.clear();
+        for record in bytes.chunks_exact(16) {
+            let number = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().unwrap());
+            let index = u64::from_le_bytes(record[..8].try_into().unwrap());
+            seen.live.insert(index, (BodyAddr { index, offset: BODY, len: number(8) }, number(12)));
+        }
+        seen.applied = index;
+        seen.restored = Some(index);
+        Ok(())
+    }
+
+    fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr)) {
+        for (addr, _) in self.seen.lock().live.values() {
+            f(*addr);
+        }
+    }
+}
+
+struct Image(Vec<u8>);
+
+impl SnapshotImage for Image {
+    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
+        let rest = self.0.split_off(self.0.len().min(1000));
+        out.append(&mut self.0);
+        self.0 = rest;
+        !self.0.is_empty()
+    }
+}
+
+/// Every live body can be read and has the bytes that were put.
+pub(crate) fn check_bodies(seen: &Seen, bodies: &Bodies) {
+    for (addr, crc) in seen.live.values() {
+        let bytes = bodies.read_blocking(*addr).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(crc32fast::hash(&bytes), *crc, "{addr:?}");
+        let mut now = bytes::BytesMut::new();
+        if bodies.read_now(*addr, &mut now).unwrap() {
+            assert_eq!(now, bytes);
+        }
+    }
+}
