@@ -1,0 +1,113 @@
+//! The admin HTTP: health, metrics, and JSON about cluster and tubes, on a port and a thread of its own.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `GET /livez` | 200 while the process runs |
+//! | `GET /readyz` | 200 when commands are served, else 503 and why |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /api/v1/cluster` | node, leader, term, log positions |
+//! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
+//! | `GET /api/v1/draining` | `{"draining": true}` |
+//! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
+//!
+//! It never waits for the thread that serves clients longer than that holds the gateway's lock, and holds that lock itself
+//! only to copy figures out.
+
+mod api;
+mod metrics;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use beanpole_raft::Node;
+
+use crate::net::{Bound, Listener};
+use crate::node::Shared;
+
+/// A handle to the admin server, to tell it what it reports.
+#[derive(Clone)]
+pub struct Admin(Arc<View>);
+
+/// What the handlers look at.
+pub(crate) struct View {
+    shared: Arc<Shared>,
+    /// Set once the log is open.
+    node: OnceLock<Node>,
+    stopping: AtomicBool,
+}
+
+impl Admin {
+    /// Serves on a thread of its own, or nowhere if no address is given.
+    pub fn start(bound: Option<Bound>, shared: Arc<Shared>) -> std::io::Result<Self> {
+        let view = Arc::new(View { shared, node: OnceLock::new(), stopping: AtomicBool::new(false) });
+        if let Some(bound) = bound {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let app = router(view.clone());
+            std::thread::Builder::new()
+                .name("admin".into())
+                .spawn(move || runtime.block_on(serve(bound, app)))?;
+        }
+        Ok(Admin(view))
+    }
+
+    /// The log is open.
+    pub fn set_node(&self, node: Node) {
+        // It is set once per process; a second call would be the same node.
+        let _ = self.0.node.set(node);
+    }
+
+    /// `/readyz` says no from now on.
+    pub fn set_stopping(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+async fn serve(bound: Bound, app: Router) {
+    let result = match bound.into_listener() {
+        Ok(Listener::Tcp(listener)) => axum::serve(listener, app).await,
+        Ok(Listener::Unix(listener, _file)) => axum::serve(listener, app).await,
+        Err(e) => Err(e),
+    };
+    if let Err(error) = result {
+        tracing::error!(%error, "the admin server ended; clients are served on");
+    }
+}
+
+fn router(view: Arc<View>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics::metrics))
+        .route("/api/v1/cluster", get(api::cluster))
+        .route("/api/v1/tubes", get(api::tubes))
+        .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
+        .with_state(view)
+}
+
+/// Ready: the log is recovered, there is a leader, and commands are taken.
+async fn readyz(State(view): State<Arc<View>>) -> (StatusCode, String) {
+    match view.not_ready() {
+        None => (StatusCode::OK, "ready\n".into()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+    }
+}
+
+impl View {
+    fn not_ready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Some("stopping");
+        }
+        let Some(node) = self.node.get() else { return Some("recovering the log") };
+        if node.status().leader.is_none() {
+            return Some("no leader");
+        }
+        if !self.shared.gateway.lock().is_serving() {
+            return Some("taking office");
+        }
+        None
+    }
+}

@@ -1,0 +1,58 @@
+//! The command line: one enum, one arm per verb.
+
+mod segment;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+
+/// A durable job queue that speaks the beanstalkd protocol.
+#[derive(Parser, Debug)]
+#[command(name = "beanpole", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Run a server: one durable node, no configuration needed
+    Serve(ServeArgs),
+    /// Put load on any server of the beanstalkd protocol and verify that no job is lost, doubled or altered
+    Bench(beanpole_bench::BenchArgs),
+    /// Look at the log of a stopped server
+    Segment(segment::SegmentArgs),
+}
+
+/// Parses the process's arguments and runs the verb.
+pub fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Serve(args) => crate::serve::main(&args),
+        Verb::Bench(args) => beanpole_bench::run(args),
+        Verb::Segment(args) => segment::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    /// clap checks its own rules (no short flag twice, and so on) only in debug builds, when a command line is parsed.
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn beanstalkd_flags_are_understood() {
+        use clap::Parser;
+        let line =
+            ["beanpole", "serve", "-l", "0.0.0.0", "-p", "11301", "-z", "1MiB", "-b", "/tmp/x", "-V", "-V"];
+        let super::Verb::Serve(args) = super::Cli::try_parse_from(line).unwrap().verb else {
+            panic!("serve")
+        };
+        assert_eq!((args.port, args.verbose), (Some(11301), 2));
+    }
+}

@@ -1,0 +1,185 @@
+//! The two clocks that go into batches, and where they get their time from.
+//!
+//! *Stamps* drive delays and pauses. They start at the later of the last stamp in the log and the wall clock, advance
+//! with monotonic time, and from then on are only slewed towards the wall clock: a wall clock that jumps neither fires
+//! delays early nor holds them up. The *lease clock* drives TTR. A tick adds at most one election timeout, so time in
+//! which the process was frozen, and no worker could have touched its job, does not count against the worker.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Where time comes from: the system, or a simulation.
+pub trait TimeSource: Send + 'static {
+    /// Microseconds since an arbitrary start; never runs backwards.
+    fn monotonic_us(&self) -> u64;
+    /// Microseconds since the Unix epoch; may jump.
+    fn wall_us(&self) -> u64;
+}
+
+/// The machine's own clocks.
+pub struct SystemTimeSource {
+    start: Instant,
+}
+
+impl Default for SystemTimeSource {
+    fn default() -> Self {
+        SystemTimeSource { start: Instant::now() }
+    }
+}
+
+impl TimeSource for SystemTimeSource {
+    fn monotonic_us(&self) -> u64 {
+        micros(self.start.elapsed())
+    }
+    fn wall_us(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros)
+    }
+}
+
+/// Microseconds of a span; 584,000 years fit.
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Slewing corrects at most one part in this many of the time that passed (0.05 %, as adjtime does).
+const SLEW_DIVISOR: u64 = 2000;
+
+/// One tick of the lease clock adds at most this much: the election timeout.
+pub const LEASE_STEP_MAX_US: u64 = 600_000;
+
+/// The clocks of a sitting leader.
+pub struct Clocks {
+    source: Box<dyn TimeSource>,
+    last_monotonic: u64,
+    stamp: u64,
+    lease: u64,
+}
+
+impl Clocks {
+    /// Clocks that have not been told where the log stands; call [`Clocks::take_office`] before stamping.
+    pub fn new(source: Box<dyn TimeSource>) -> Self {
+        let last_monotonic = source.monotonic_us();
+        let stamp = source.wall_us();
+        Clocks { source, last_monotonic, stamp, lease: 0 }
+    }
+
+    /// Starts from the highest values the log has seen, so that neither clock ever runs backwards.
+    pub fn take_office(&mut self, last_stamp: u64, last_lease: u64) {
+        self.last_monotonic = self.source.monotonic_us();
+        self.stamp = self.source.wall_us().max(last_stamp);
+        self.lease = self.lease.max(last_lease);
+    }
+
+    /// Lets both clocks follow the time that passed since the last call.
+    pub fn advance(&mut self) {
+        let now = self.source.monotonic_us();
+        let elapsed = now - self.last_monotonic;
+        self.last_monotonic = now;
+        self.stamp += elapsed;
+        self.slew(elapsed);
+        self.lease += elapsed.min(LEASE_STEP_MAX_US);
+    }
+
+    /// Moves the stamp towards the wall clock by a small part of the time that passed. It never steps, and as the
+    /// correction is smaller than what `advance` added, it never runs backwards.
+    fn slew(&mut self, elapsed: u64) {
+        let wall = self.source.wall_us();
+        let most = elapsed / SLEW_DIVISOR;
+        if wall > self.stamp {
+            self.stamp += most.min(wall - self.stamp);
+        } else {
+            self.stamp -= most.min(self.stamp - wall);
+        }
+    }
+
+    /// Microseconds for delays and pauses, as of the last `advance`.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Microseconds of the lease clock, as of the last `advance`.
+    pub fn lease(&self) -> u64 {
+        self.lease
+    }
+
+    /// Monotonic microseconds as of the last `advance`, for timeouts of this node alone.
+    pub fn monotonic(&self) -> u64 {
+        self.last_monotonic
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    #[derive(Clone, Default)]
+    struct Fake {
+        mono: Arc<AtomicU64>,
+        wall: Arc<AtomicU64>,
+    }
+    impl TimeSource for Fake {
+        fn monotonic_us(&self) -> u64 {
+            self.mono.load(SeqCst)
+        }
+        fn wall_us(&self) -> u64 {
+            self.wall.load(SeqCst)
+        }
+    }
+    impl Fake {
+        fn pass(&self, us: u64) {
+            self.mono.fetch_add(us, SeqCst);
+            self.wall.fetch_add(us, SeqCst);
+        }
+    }
+
+    const S: u64 = 1_000_000;
+
+    #[test]
+    fn a_wall_clock_that_jumps_forward_does_not_fire_delays_early() {
+        let fake = Fake::default();
+        fake.wall.store(1000 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.take_office(0, 0);
+        fake.wall.fetch_add(3600 * S, SeqCst);
+        fake.pass(S);
+        clocks.advance();
+        assert!(clocks.stamp() < 1001 * S + S / 1000, "slewed, not stepped: {}", clocks.stamp());
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_back_never_turns_the_stamps_back() {
+        let fake = Fake::default();
+        fake.wall.store(1000 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.take_office(0, 0);
+        fake.wall.store(5 * S, SeqCst);
+        let mut last = clocks.stamp();
+        for _ in 0..100 {
+            fake.pass(S / 10);
+            clocks.advance();
+            assert!(clocks.stamp() > last);
+            last = clocks.stamp();
+        }
+        assert!(last > 1009 * S);
+    }
+
+    #[test]
+    fn a_new_leader_starts_at_the_last_stamp_even_when_its_clock_is_behind() {
+        let fake = Fake::default();
+        let mut clocks = Clocks::new(Box::new(fake));
+        clocks.take_office(77 * S, 5 * S);
+        assert_eq!((clocks.stamp(), clocks.lease()), (77 * S, 5 * S));
+    }
+
+    #[test]
+    fn time_spent_frozen_does_not_expire_jobs() {
+        let fake = Fake::default();
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.take_office(0, 0);
+        fake.pass(60 * S);
+        clocks.advance();
+        assert_eq!(clocks.lease(), LEASE_STEP_MAX_US);
+        assert!(clocks.stamp() >= 60 * S - S / 10);
+    }
+}

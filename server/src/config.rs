@@ -1,0 +1,466 @@
+//! Where a server's settings come from: flag > environment > file > default.
+//!
+//! Flags and environment are read by clap into [`ServeArgs`] (each flag has its twin, `BEANPOLE_DATA_DIR` for
+//! `--data-dir`); the file is TOML whose keys are the flags' names. [`Settings`] is the merged result, and the
+//! only thing the rest of the server looks at.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::units::Size;
+use beanpole_protocol::MAX_JOB_SIZE_LIMIT;
+
+/// The smallest segment that makes sense: room for the largest default job and its record.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Segments are mapped whole and their offsets are 32 bit.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// The flags of `beanpole serve`. Every value is optional here: absent means "ask the next source".
+#[derive(Args, Debug, Default, Clone)]
+pub struct ServeArgs {
+    /// TOML file with the same names as the flags, e.g. data-dir = "/var/lib/beanpole"
+    #[arg(long, env = "BEANPOLE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Directory that holds the jobs; made if missing [default: ./beanpole-data]
+    #[arg(long, short = 'b', env = "BEANPOLE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Where clients connect: HOST:PORT, HOST (port 11300), or unix:/path [default: 127.0.0.1:11300]
+    #[arg(long, short = 'l', env = "BEANPOLE_LISTEN", value_name = "ADDR")]
+    pub listen: Option<String>,
+
+    /// Port for clients, when --listen names only a host
+    #[arg(long, short = 'p', env = "BEANPOLE_PORT", value_name = "PORT")]
+    pub port: Option<u16>,
+
+    /// Where the admin HTTP listens, or "off" [default: 127.0.0.1:11380]
+    #[arg(long, env = "BEANPOLE_ADMIN_LISTEN", value_name = "ADDR")]
+    pub admin_listen: Option<String>,
+
+    /// Largest job body that a put may carry, e.g. 65535 or 1MiB, at most 1GiB [default: 65535]
+    #[arg(long, short = 'z', env = "BEANPOLE_MAX_JOB_SIZE", value_name = "SIZE")]
+    pub max_job_size: Option<Size>,
+
+    /// Size of one segment file of the log [default: 64MiB]
+    #[arg(long, env = "BEANPOLE_SEGMENT_SIZE", value_name = "SIZE")]
+    pub segment_size: Option<Size>,
+
+    /// Bytes of log after which a new snapshot is taken [default: 128MiB]
+    #[arg(long, env = "BEANPOLE_SNAPSHOT_EVERY", value_name = "SIZE")]
+    pub snapshot_every: Option<Size>,
+
+    /// Bytes of log to keep behind the newest snapshot [default: 256MiB]
+    #[arg(long, env = "BEANPOLE_LOG_RETENTION", value_name = "SIZE")]
+    pub log_retention: Option<Size>,
+
+    /// Least severe log line to print: error, warn, info, debug or trace [default: info]
+    #[arg(long, env = "BEANPOLE_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+
+    /// Form of the log lines on standard error [default: text]
+    #[arg(long, env = "BEANPOLE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// More log lines; twice for even more (as beanstalkd's -V)
+    #[arg(short = 'V', action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// Least severe log line that is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what ends the process or loses service.
+    Error,
+    /// What an operator should look at.
+    Warn,
+    /// One line per event an operator would ask about.
+    Info,
+    /// Connections and snapshots in detail.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level's name as the log filter wants it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for log shippers.
+    Json,
+}
+
+/// The merged, checked settings of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory of segments, snapshots and identity.
+    pub data_dir: PathBuf,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Where the admin HTTP listens; none switches it off.
+    pub admin_listen: Option<Listen>,
+    /// Largest body of a put, in bytes.
+    pub max_job_size: u32,
+    /// Size of a segment file, in bytes.
+    pub segment_size: u64,
+    /// Bytes of log between snapshots.
+    pub snapshot_every: u64,
+    /// Bytes of log kept behind the newest snapshot.
+    pub log_retention: u64,
+    /// Least severe log line to print.
+    pub log_level: LogLevel,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP port of a host name or address.
+    Tcp {
+        /// Name or address, without brackets.
+        host: String,
+        /// Port; 0 lets the system choose.
+        port: u16,
+    },
+    /// A unix socket's path.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Listen::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Listen::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why the settings cannot be used. Every message names the setting and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}; check the path given by --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or a value has the wrong type.
+    #[error("the configuration file {path} is not valid: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        message: String,
+    },
+    /// The file has a key that does not exist.
+    #[error("the configuration file {path} has an unknown key {key:?}; did you mean {nearest:?}?")]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key as written.
+        key: String,
+        /// The known key that looks most like it.
+        nearest: &'static str,
+    },
+    /// A value is outside its limits.
+    #[error("{setting} is {value}, but must be {limits}")]
+    OutOfRange {
+        /// The flag's name.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        limits: String,
+    },
+    /// An address cannot be understood.
+    #[error("{setting} {value:?} is not an address: {why}; use HOST:PORT, HOST or unix:/path")]
+    Address {
+        /// The flag's name.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The file's keys: the long flags' names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct File {
+    data_dir: Option<PathBuf>,
+    listen: Option<String>,
+    port: Option<u16>,
+    admin_listen: Option<String>,
+    max_job_size: Option<FileSize>,
+    segment_size: Option<FileSize>,
+    snapshot_every: Option<FileSize>,
+    log_retention: Option<FileSize>,
+    log_level: Option<LogLevel>,
+    log_format: Option<LogFormat>,
+}
+
+const KEYS: &[&str] = &[
+    "data-dir",
+    "listen",
+    "port",
+    "admin-listen",
+    "max-job-size",
+    "segment-size",
+    "snapshot-every",
+    "log-retention",
+    "log-level",
+    "log-format",
+];
+
+/// A size in the file: a number of bytes, or text with a unit.
+#[derive(Debug, Clone, Copy)]
+struct FileSize(Size);
+
+impl<'de> Deserialize<'de> for FileSize {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Bytes(u64),
+            Text(String),
+        }
+        match Raw::deserialize(d)? {
+            Raw::Bytes(n) => Ok(FileSize(Size(n))),
+            Raw::Text(text) => text.parse().map(FileSize).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+impl Settings {
+    /// Merges flags and environment (`args`) with the file they name and the defaults.
+    pub fn load(args: &ServeArgs) -> Result<Settings, ConfigError> {
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        Settings::merge(args, file)
+    }
+
+    fn merge(args: &ServeArgs, file: File) -> Result<Settings, ConfigError> {
+        let listen = args.listen.clone().or(file.listen);
+        let port = args.port.or(file.port);
+        let size = |flag: Option<Size>, key: Option<FileSize>, default: u64| {
+            flag.or(key.map(|k| k.0)).unwrap_or(Size(default)).0
+        };
+        let max_job_size =
+            size(args.max_job_size, file.max_job_size, u64::from(beanpole_protocol::DEFAULT_MAX_JOB_SIZE));
+        let settings = Settings {
+            data_dir: args.data_dir.clone().or(file.data_dir).unwrap_or_else(|| "./beanpole-data".into()),
+            listen: parse_listen("listen", listen.as_deref().unwrap_or("127.0.0.1"), port, 11300)?,
+            admin_listen: match args.admin_listen.clone().or(file.admin_listen).as_deref() {
+                Some("off") => None,
+                other => Some(parse_listen("admin-listen", other.unwrap_or("127.0.0.1:11380"), None, 11380)?),
+            },
+            max_job_size: checked("max-job-size", max_job_size, 1, u64::from(MAX_JOB_SIZE_LIMIT))? as u32,
+            segment_size: checked(
+                "segment-size",
+                size(args.segment_size, file.segment_size, 64 << 20),
+                SEGMENT_BYTES_MIN,
+                SEGMENT_BYTES_MAX,
+            )?,
+            snapshot_every: checked(
+                "snapshot-every",
+                size(args.snapshot_every, file.snapshot_every, 128 << 20),
+                1 << 20,
+                1 << 40,
+            )?,
+            log_retention: checked(
+                "log-retention",
+                size(args.log_retention, file.log_retention, 256 << 20),
+                0,
+                1 << 50,
+            )?,
+            log_level: verbosity(args.verbose, args.log_level.or(file.log_level).unwrap_or(LogLevel::Info)),
+            log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
+        };
+        Ok(settings)
+    }
+}
+
+/// `-V` raises the level, never lowers it.
+fn verbosity(count: u8, level: LogLevel) -> LogLevel {
+    match (count, level) {
+        (0, level) => level,
+        (1, LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug) => LogLevel::Debug,
+        (1.., _) => LogLevel::Trace,
+    }
+}
+
+fn checked(setting: &'static str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::OutOfRange {
+        setting,
+        value: Size(value).to_string(),
+        limits: format!("between {} and {}", Size(min), Size(max)),
+    })
+}
+
+fn parse_listen(
+    setting: &'static str,
+    text: &str,
+    port: Option<u16>,
+    default_port: u16,
+) -> Result<Listen, ConfigError> {
+    let bad = |why: &str| ConfigError::Address { setting, value: text.to_owned(), why: why.to_owned() };
+    if let Some(path) = text.strip_prefix("unix:") {
+        if path.is_empty() {
+            return Err(bad("the path is empty"));
+        }
+        return Ok(Listen::Unix(path.into()));
+    }
+    if text.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    // A bare IPv6 address has colons of its own.
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok(Listen::Tcp { host: text.to_owned(), port: port.unwrap_or(default_port) });
+    }
+    match text.rsplit_once(':') {
+        None => Ok(Listen::Tcp { host: text.to_owned(), port: port.unwrap_or(default_port) }),
+        Some((host, digits)) => {
+            let own = digits.parse::<u16>().map_err(|_| bad("the port is not a number up to 65535"))?;
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            if host.is_empty() {
+                return Err(bad("the host is missing"));
+            }
+            if port.is_some_and(|port| port != own) {
+                return Err(bad("--port names another port"));
+            }
+            Ok(Listen::Tcp { host: host.to_owned(), port: own })
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    parse_file(path, &text)
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<File, ConfigError> {
+    let parse = |e: toml::de::Error| ConfigError::Parse { path: path.to_owned(), message: e.to_string() };
+    let table: toml::Table = toml::from_str(text).map_err(parse)?;
+    for key in table.keys() {
+        if !KEYS.contains(&key.as_str()) {
+            return Err(ConfigError::UnknownKey {
+                path: path.to_owned(),
+                key: key.clone(),
+                nearest: nearest_key(key),
+            });
+        }
+    }
+    toml::from_str(text).map_err(parse)
+}
+
+/// The known key with the smallest edit distance to a mistyped one.
+fn nearest_key(key: &str) -> &'static str {
+    KEYS.iter().min_by_key(|known| edit_distance(key, known)).copied().unwrap_or("data-dir")
+}
+
+/// Levenshtein distance over bytes; keys are short ASCII.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b = b.as_bytes();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(args: &ServeArgs, file: &str) -> Settings {
+        Settings::merge(args, parse_file(Path::new("t.toml"), file).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn defaults_need_no_configuration() {
+        let s = merged(&ServeArgs::default(), "");
+        assert_eq!(s.listen.to_string(), "127.0.0.1:11300");
+        assert_eq!(s.admin_listen.unwrap().to_string(), "127.0.0.1:11380");
+        assert_eq!(s.data_dir, PathBuf::from("./beanpole-data"));
+        assert_eq!(s.max_job_size, 65_535);
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = "listen = \"0.0.0.0:1\"\nmax-job-size = \"1MiB\"\nsegment-size = 2097152\n";
+        let args = ServeArgs { listen: Some("10.0.0.1:2".into()), ..ServeArgs::default() };
+        let s = merged(&args, file);
+        assert_eq!(s.listen.to_string(), "10.0.0.1:2");
+        assert_eq!(s.max_job_size, 1 << 20);
+        assert_eq!(s.segment_size, 2 << 20);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_one() {
+        let e = parse_file(Path::new("t.toml"), "data_dri = \"x\"").unwrap_err();
+        assert!(e.to_string().contains("did you mean \"data-dir\""), "{e}");
+    }
+
+    #[test]
+    fn beanstalkd_aliases_for_address_and_port_work_together() {
+        let args = ServeArgs { listen: Some("0.0.0.0".into()), port: Some(11311), ..ServeArgs::default() };
+        assert_eq!(merged(&args, "").listen.to_string(), "0.0.0.0:11311");
+        let v6 = ServeArgs { listen: Some("::1".into()), ..ServeArgs::default() };
+        assert_eq!(merged(&v6, "").listen.to_string(), "[::1]:11300");
+        let unix = ServeArgs { listen: Some("unix:/tmp/b.sock".into()), ..ServeArgs::default() };
+        assert_eq!(merged(&unix, "").listen, Listen::Unix("/tmp/b.sock".into()));
+    }
+
+    #[test]
+    fn values_out_of_range_say_the_range() {
+        let args = ServeArgs { max_job_size: Some(Size(2 << 30)), ..ServeArgs::default() };
+        let e = Settings::merge(&args, File::default()).unwrap_err().to_string();
+        assert!(e.contains("max-job-size is 2GiB") && e.contains("1GiB"), "{e}");
+        let args = ServeArgs { listen: Some("a:b".into()), ..ServeArgs::default() };
+        assert!(Settings::merge(&args, File::default()).is_err());
+    }
+
+    #[test]
+    fn verbosity_only_ever_raises_the_level() {
+        assert_eq!(verbosity(1, LogLevel::Info), LogLevel::Debug);
+        assert_eq!(verbosity(1, LogLevel::Trace), LogLevel::Trace);
+        assert_eq!(verbosity(2, LogLevel::Error), LogLevel::Trace);
+        assert_eq!(verbosity(0, LogLevel::Error), LogLevel::Error);
+    }
+}

@@ -1,0 +1,312 @@
+//! What an applied entry means for this gateway's sessions: replies, hand-outs, offers that found nothing, tubes that got or
+//! lost jobs.
+
+use beanpole_protocol::{Reply, encode_found_header, encode_reserved_header};
+use beanpole_raft::{BodyAddr, BodyError, Payload};
+use bytes::{Bytes, BytesMut};
+
+use super::session::{Blocked, ConnId, Session, Slot};
+use super::{BodySource, ColdRead, Gateway};
+use crate::queue::{Effects, Handout, Outcome, SessionId};
+
+/// A stored body starts with the CRC32 of its bytes; see [`crate::queue`].
+const CRC_BYTES: usize = 4;
+/// ... and ends with CRLF, so that it can be sent as it lies.
+const CRLF_BYTES: usize = 2;
+
+/// A reply that carries a body.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Delivery {
+    /// `RESERVED id len`, for a waiting reserve.
+    Handout { id: u64, want: u64 },
+    /// `RESERVED id len`, for a `reserve-job` in its turn.
+    ReserveJob { id: u64 },
+    /// `FOUND id len`
+    Found { id: u64 },
+}
+
+impl Gateway {
+    /// Applies one committed entry, and notes what the sessions of this gateway are owed by it.
+    pub fn apply(&mut self, index: u64, payload: &Payload, effects: &mut Effects) {
+        effects.clear();
+        self.engine.apply(index, payload, effects);
+        for addr in &effects.retained {
+            self.bodies.retain(*addr);
+        }
+        if let Some(up) = &effects.gateway_up
+            && up.node == self.node
+            && Some(up.nonce) == self.nonce
+        {
+            self.announced(up.epoch);
+        }
+        for (session, outcome) in &effects.outcomes {
+            if let Some(conn) = self.own(*session) {
+                self.outcome(conn, outcome);
+            }
+        }
+        for handout in &effects.handouts {
+            if let Some(conn) = self.own(handout.session) {
+                self.handed_out(conn, handout);
+            }
+        }
+        for (session, want) in &effects.unmatched {
+            if let Some(conn) = self.own(*session) {
+                self.want_unmatched(conn, *want);
+            }
+        }
+        // Only now: what was handed out or found above may be deleted by a later command of the same entry.
+        for addr in &effects.released {
+            self.bodies.release(*addr);
+        }
+        self.note_applied(effects);
+        for tube in &effects.ready_tubes {
+            self.offer_for_ready(tube);
+        }
+        for tube in &effects.emptied {
+            if self.tubes.find(tube).is_none() {
+                self.tube_unused(tube);
+            }
+        }
+        self.evaluate_reads();
+    }
+
+    fn announced(&mut self, epoch: u64) {
+        self.epoch = Some(epoch);
+        (self.proposed, self.applied) = (0, 0);
+        self.under_way.clear();
+        // Those who came before the log was open have waited with their commands.
+        let waiting: Vec<ConnId> = self.sessions.iter().map(|session| session.conn).collect();
+        for conn in waiting {
+            self.touch_session(conn, true);
+        }
+        if let Some(on) = self.draining_wanted.take() {
+            self.set_draining(on);
+        }
+    }
+
+    /// The connection behind a session id, if it is one of this gateway's.
+    fn own(&self, session: SessionId) -> Option<ConnId> {
+        (session.node == self.node && Some(session.epoch) == self.epoch).then_some(ConnId(session.conn))
+    }
+
+    fn note_applied(&mut self, effects: &Effects) {
+        for refused in effects.refused.iter().filter(|r| r.gateway.node == self.node) {
+            tracing::error!(?refused, "a batch of this gateway had no effect");
+        }
+        for (gateway, sequence) in &effects.sequences {
+            if gateway.node == self.node && Some(gateway.epoch) == self.epoch {
+                debug_assert_eq!(
+                    *sequence,
+                    self.applied + 1,
+                    "batches apply in the order they were proposed"
+                );
+                self.applied = *sequence;
+                self.under_way.pop_front();
+            }
+        }
+    }
+
+    /// Jobs became ready: as many of those who wait for them are offered.
+    fn offer_for_ready(&mut self, tube: &str) {
+        let ready = self.engine.has_ready(tube.as_bytes());
+        if ready > 0
+            && self.is_serving()
+            && let Some(tube) = self.tubes.find(tube)
+        {
+            self.offer_waiting(tube, ready);
+        }
+    }
+
+    fn outcome(&mut self, conn: ConnId, outcome: &Outcome) {
+        let reply = match outcome {
+            Outcome::Reserved { id, body } => {
+                return self.deliver(conn, Delivery::ReserveJob { id: *id }, *id, *body);
+            }
+            Outcome::Inserted(id) => Reply::Inserted(beanpole_protocol::JobId(*id)),
+            Outcome::NotFound => Reply::NotFound,
+            Outcome::Deleted => Reply::Deleted,
+            Outcome::Released => Reply::Released,
+            Outcome::Buried => Reply::Buried,
+            Outcome::Touched => Reply::Touched,
+            Outcome::Kicked(count) => Reply::Kicked(*count),
+            Outcome::KickedJob => Reply::KickedJob,
+            Outcome::Paused => Reply::Paused,
+            Outcome::Draining => Reply::Draining,
+            // The gateway proposed a no-op in the place of a put that it refused.
+            Outcome::Noop => Reply::OutOfMemory,
+        };
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        session.answer(|out| reply.encode(out));
+        self.answered(conn);
+    }
+
+    /// A reply that a session was owed is decided: go on with what waited for it.
+    fn answered(&mut self, conn: ConnId) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        if session.slots.is_empty() && matches!(session.blocked, Blocked::Held(_)) {
+            self.run_held(conn);
+        }
+        let stalled = self.sessions.get(conn).is_some_and(|s| s.blocked == Blocked::No && s.stalled);
+        self.touch_session(conn, stalled);
+    }
+
+    fn handed_out(&mut self, conn: ConnId, handout: &Handout) {
+        if self.is_outstanding(conn, handout.want) {
+            self.stop_waiting(conn);
+            if let Some(session) = self.sessions.get_mut(conn) {
+                session.blocked = Blocked::No;
+            }
+            let delivery = Delivery::Handout { id: handout.id, want: handout.want };
+            self.deliver(conn, delivery, handout.id, handout.body);
+        } else if self.sessions.get(conn).is_some() {
+            let (want, id) = (handout.want, handout.id);
+            let open = self.open_batch();
+            open.builder.unreserve(conn.0, want, id);
+            open.may_ready = true;
+        }
+        // A session that is gone has logged its end after this batch, and named the want in it.
+    }
+
+    /// Sends a reply with a body, or has the body read first if it is not in memory.
+    pub(super) fn deliver(&mut self, conn: ConnId, delivery: Delivery, job: u64, addr: BodyAddr) {
+        let Gateway { sessions, bodies, .. } = self;
+        let Some(session) = sessions.get_mut(conn) else { return };
+        let reserve_job = matches!(delivery, Delivery::ReserveJob { .. });
+        session.worker |= reserve_job;
+        let in_turn = match delivery {
+            Delivery::Handout { .. } | Delivery::Found { .. } => session.slots.is_empty(),
+            Delivery::ReserveJob { .. } => matches!(session.slots.front(), Some(Slot::Logged { .. })),
+        };
+        let mut aside = BytesMut::new();
+        let out = if in_turn { &mut session.out } else { &mut aside };
+        let mut header = BytesMut::with_capacity(48);
+        encode_header(&mut header, delivery, addr);
+        match append_body(&**bodies, out, &header, addr) {
+            Ok(true) => {
+                if in_turn {
+                    if reserve_job {
+                        session.answer(|_| {});
+                    }
+                } else {
+                    place(session, delivery, Slot::Done(aside.freeze()));
+                }
+            }
+            Ok(false) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                place(
+                    session,
+                    delivery,
+                    Slot::Cold { token, header: header.freeze(), want: want_of(delivery) },
+                );
+                self.cold.push(ColdRead { conn, token, job, addr });
+            }
+            Err(e) => {
+                let mut reply = BytesMut::new();
+                Reply::InternalError.encode(&mut reply);
+                place(session, delivery, Slot::Done(reply.freeze()));
+                session.release_done();
+                self.body_damaged(conn, job, matches!(delivery, Delivery::Found { .. }), &e);
+            }
+        }
+        self.answered(conn);
+        self.touch_session(conn, true);
+    }
+
+    /// The body of a cold delivery was read, or could not be.
+    pub fn cold_done(&mut self, read: &ColdRead, result: Result<Bytes, BodyError>) {
+        let result = result.and_then(|stored| verified(stored, read.addr));
+        let Some(session) = self.sessions.get_mut(read.conn) else { return };
+        let found = session.is_cold_found(read.token);
+        match &result {
+            Ok(body) => session.fill_cold(read.token, |header| [&header[..], body].concat().into()),
+            Err(_) => session.fill_cold(read.token, |_| {
+                let mut reply = BytesMut::new();
+                Reply::InternalError.encode(&mut reply);
+                reply.freeze()
+            }),
+        }
+        if let Err(e) = result {
+            self.body_damaged(read.conn, read.job, found, &e);
+        }
+        self.answered(read.conn);
+        self.touch_session(read.conn, true);
+    }
+
+    /// A body cannot be read: its job must neither be served nor fail one worker after the other.
+    fn body_damaged(&mut self, conn: ConnId, job: u64, only_peeked: bool, error: &BodyError) {
+        let Some(view) = self.engine.job(job) else { return };
+        tracing::error!(job, tube = view.tube, %error, "the body of a job is damaged; it is not served");
+        let pri = view.pri;
+        if !only_peeked && let Some(session) = self.sessions.get_mut(conn) {
+            session.slots.push_back(Slot::Logged { body: 0, silent: true });
+            self.open_batch().builder.bury(conn.0, job, pri);
+        }
+    }
+}
+
+fn want_of(delivery: Delivery) -> Option<u64> {
+    match delivery {
+        Delivery::Handout { want, .. } => Some(want),
+        Delivery::ReserveJob { .. } | Delivery::Found { .. } => None,
+    }
+}
+
+/// Puts an answer where its command stands in the order of replies.
+fn place(session: &mut Session, delivery: Delivery, slot: Slot) {
+    match delivery {
+        Delivery::Handout { .. } | Delivery::Found { .. } => session.slots.push_back(slot),
+        Delivery::ReserveJob { .. } => session.answer_later(slot),
+    }
+}
+
+fn encode_header(header: &mut BytesMut, delivery: Delivery, addr: BodyAddr) {
+    let len = addr.len - (CRC_BYTES + CRLF_BYTES) as u32;
+    match delivery {
+        Delivery::Handout { id, .. } | Delivery::ReserveJob { id } => {
+            encode_reserved_header(header, beanpole_protocol::JobId(id), len);
+        }
+        Delivery::Found { id } => encode_found_header(header, beanpole_protocol::JobId(id), len),
+    }
+}
+
+/// Appends header and body to `out` with one copy: the stored CRC lands where the header's last four bytes belong, is
+/// checked there, and overwritten. Leaves `out` as it was when the body is cold or damaged.
+fn append_body(
+    bodies: &dyn BodySource,
+    out: &mut BytesMut,
+    header: &[u8],
+    addr: BodyAddr,
+) -> Result<bool, BodyError> {
+    let start = out.len();
+    let (head, tail) = header.split_at(header.len() - CRC_BYTES);
+    out.extend_from_slice(head);
+    let read = bodies.read_now(addr, out);
+    let stored = start + head.len();
+    let good = matches!(read, Ok(true)) && is_intact(&out[stored..]);
+    if !good {
+        out.truncate(start);
+        return match read {
+            Ok(true) => Err(damaged(addr)),
+            other => other,
+        };
+    }
+    out[stored..stored + CRC_BYTES].copy_from_slice(tail);
+    Ok(true)
+}
+
+/// Whether a stored body (CRC, bytes, CRLF) is what was put.
+fn is_intact(stored: &[u8]) -> bool {
+    let (crc, rest) = stored.split_at(CRC_BYTES);
+    let body = &rest[..rest.len() - CRLF_BYTES];
+    crc == crc32fast::hash(body).to_le_bytes() && rest.ends_with(b"\r\n")
+}
+
+fn verified(stored: Bytes, addr: BodyAddr) -> Result<Bytes, BodyError> {
+    if is_intact(&stored) { Ok(stored.slice(CRC_BYTES..)) } else { Err(damaged(addr)) }
+}
+
+fn damaged(addr: BodyAddr) -> BodyError {
+    let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "its CRC does not match");
+    BodyError::Io { addr, source }
+}

@@ -1,0 +1,562 @@
+//! The gateway: everything that is between clients' connections and the replicated log, as a pure state machine.
+//!
+//! ```text
+//!            requests                    batches
+//!   sessions ────────► Gateway ─────────────────────► log (fsynced) ─┐
+//!      ▲                  │  ▲                                       │
+//!      └──── replies ─────┘  └────────── effects ◄── Engine::apply ◄─┘
+//! ```
+//!
+//! Commands that change jobs are appended to the open batch; the reply waits for the batch to apply. Commands that only read
+//! are answered from the engine once every batch that was under way when they came has applied. `use`, `watch`, `ignore` and
+//! their lists are answered at once. Nothing here does IO: sockets are behind [`Outlet`], bodies behind [`BodySource`], time
+//! behind [`Clocks`], and the shell around ([`crate::node`]) proposes batches, calls back with applied entries and wakes
+//! tasks. So a test or a simulation can drive it step by step.
+//!
+//! - `commands`: one request in
+//! - `wants`: reserves that wait, and their offers
+//! - `reads`: commands answered from the state
+//! - `applied`: what an applied entry means for sessions
+//! - `session`, `tubes`, `counters`: the state
+
+mod applied;
+mod commands;
+pub mod counters;
+mod reads;
+pub mod session;
+pub mod tubes;
+mod wants;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use beanpole_raft::{BodyAddr, BodyError, Payload};
+use bytes::BytesMut;
+
+use crate::clock::Clocks;
+use crate::queue::{self, BatchBuilder, Engine, SessionId};
+use counters::Counters;
+use session::{Blocked, ConnId, Outlet, Session, Sessions, Slot};
+use tubes::{Ticket, TubeTable};
+
+/// Replies one session may be owed; it takes no more commands until some are answered.
+const SLOTS_MAX: usize = 2048;
+/// Unwritten reply bytes at which a session takes no more commands.
+const OUT_BYTES_MAX: usize = 256 << 10;
+/// Bytes of unanswered puts at which a session takes no more commands.
+const UNANSWERED_BYTES_MAX: usize = 1 << 20;
+/// Bytes in the open batch at which no session may add to it, until it is proposed.
+const BATCH_BYTES_MAX: usize = 2 << 20;
+/// Batches proposed and not yet applied, at most. While one is being synced the next can be on its way, and commands that
+/// come meanwhile gather in the open batch: larger batches cost less than more of them.
+const BATCHES_UNDER_WAY_MAX: usize = 2;
+/// A reply buffer that grew beyond this is given back when it is empty.
+const OUT_KEEP_BYTES: usize = 4 << 10;
+/// `DEADLINE_SOON` is due when a reserved job has this long left, in microseconds.
+const SAFETY_MARGIN_US: u64 = 1_000_000;
+/// While jobs are reserved the lease clock is advanced at least this often, in microseconds: half of what one step may add.
+const LEASE_TICK_US: u64 = crate::clock::LEASE_STEP_MAX_US / 2;
+
+/// Where bodies are read.
+pub trait BodySource: Send {
+    /// See [`beanpole_raft::Bodies::read_now`].
+    fn read_now(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError>;
+    /// See [`beanpole_raft::Bodies::retain`].
+    fn retain(&self, addr: BodyAddr);
+    /// See [`beanpole_raft::Bodies::release`].
+    fn release(&self, addr: BodyAddr);
+}
+
+impl BodySource for beanpole_raft::Bodies {
+    fn read_now(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
+        beanpole_raft::Bodies::read_now(self, addr, out)
+    }
+    fn retain(&self, addr: BodyAddr) {
+        beanpole_raft::Bodies::retain(self, addr);
+    }
+    fn release(&self, addr: BodyAddr) {
+        beanpole_raft::Bodies::release(self, addr);
+    }
+}
+
+/// A body that must be read from the disk before it can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdRead {
+    /// The session that is owed it.
+    pub conn: ConnId,
+    /// Finds the slot again.
+    pub token: u64,
+    /// Which job it belongs to.
+    pub job: u64,
+    /// What to read.
+    pub addr: BodyAddr,
+}
+
+/// Facts for `stats` that only the process knows.
+pub trait Facts: Send {
+    /// Fills in what the gateway does not know: uptime, resource usage, names, log figures.
+    fn fill<'a>(&'a self, stats: &mut beanpole_protocol::stats::ServerStats<'a>);
+}
+
+/// All soft state of one node's clients, and the engine that answers them.
+pub struct Gateway {
+    engine: Engine,
+    clocks: Clocks,
+    bodies: Box<dyn BodySource>,
+    facts: Box<dyn Facts>,
+    node: u32,
+    /// The log index of this gateway's `GatewayUp`; none until that has applied.
+    epoch: Option<u64>,
+    /// What it was announced with: the announcements of earlier lives are in the log too, and are replayed at a start.
+    nonce: Option<u64>,
+    sessions: Sessions,
+    tubes: TubeTable,
+    counters: Counters,
+    /// The batch that commands are appended to.
+    open: Option<OpenBatch>,
+    /// The sequence number of the last batch that was closed.
+    proposed: u64,
+    /// The sequence number of the last batch that has applied.
+    applied: u64,
+    /// Of each batch between the two: may it make a job ready?
+    under_way: VecDeque<bool>,
+    /// Reads, with the batch they wait for.
+    reads: VecDeque<(u64, ConnId)>,
+    /// When a waiting reserve must be looked at, in monotonic microseconds.
+    timers: BTreeSet<(u64, ConnId)>,
+    /// When the shell will call `tick`, in monotonic microseconds.
+    alarm_us: u64,
+    next_ticket: Ticket,
+    next_token: u64,
+    /// Sessions with bytes to write or something to tell their task.
+    dirty: VecDeque<ConnId>,
+    /// Bodies to read on the blocking pool.
+    cold: Vec<ColdRead>,
+    /// Sessions that wait for the open batch to be proposed.
+    stalled: Vec<ConnId>,
+    /// The process is going down: no new commands are taken.
+    stopping: bool,
+    /// The draining flag was asked for before there was a log to set it in.
+    draining_wanted: Option<bool>,
+}
+
+/// A batch under construction.
+struct OpenBatch {
+    builder: BatchBuilder,
+    may_ready: bool,
+    bytes: usize,
+}
+
+impl Gateway {
+    /// A gateway without clients, in front of an empty engine.
+    pub fn new(node: u32, clocks: Clocks, bodies: Box<dyn BodySource>, facts: Box<dyn Facts>) -> Self {
+        Gateway {
+            engine: Engine::new(),
+            clocks,
+            bodies,
+            facts,
+            node,
+            epoch: None,
+            nonce: None,
+            sessions: Sessions::default(),
+            tubes: TubeTable::default(),
+            counters: Counters::default(),
+            open: None,
+            proposed: 0,
+            applied: 0,
+            under_way: VecDeque::new(),
+            reads: VecDeque::new(),
+            timers: BTreeSet::new(),
+            alarm_us: u64::MAX,
+            next_ticket: 0,
+            next_token: 0,
+            dirty: VecDeque::new(),
+            cold: Vec::new(),
+            stalled: Vec::new(),
+            stopping: false,
+            draining_wanted: None,
+        }
+    }
+
+    /// The engine, for reading.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The engine, for replacing it from a snapshot and for taking one.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// Clients' tubes.
+    pub fn tubes(&self) -> &TubeTable {
+        &self.tubes
+    }
+
+    /// Commands received.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections ever opened.
+    pub fn connections_opened(&self) -> u64 {
+        self.sessions.opened()
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Where bodies are read from now on (the log is opened after the gateway is made).
+    pub fn set_bodies(&mut self, bodies: Box<dyn BodySource>) {
+        self.bodies = bodies;
+    }
+
+    // ---- taking office ----
+
+    /// The batch that announces this gateway. Its log index becomes the epoch of all sessions.
+    pub fn announce(&mut self, nonce: u64) -> Payload {
+        self.nonce = Some(nonce);
+        self.clocks.take_office(self.engine.stamp(), self.engine.lease());
+        let mut builder = BatchBuilder::new(self.clocks.stamp(), self.clocks.lease());
+        builder.section(queue::Gateway { node: self.node, epoch: 0 }, 0);
+        builder.gateway_up(nonce);
+        builder.finish()
+    }
+
+    /// Whether commands are taken: the gateway is announced and not stopping.
+    pub fn is_serving(&self) -> bool {
+        self.epoch.is_some() && !self.stopping
+    }
+
+    /// Takes no more commands; what is under way is finished.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether nothing is under way: no batch is open or proposed, and every reply is written.
+    pub fn is_settled(&self) -> bool {
+        self.open.is_none()
+            && self.applied == self.proposed
+            && self.cold.is_empty()
+            && self.sessions.iter().all(|s| s.out.is_empty() && s.slots.is_empty())
+    }
+
+    // ---- connections ----
+
+    /// A client connected.
+    pub fn connect(&mut self, outlet: Arc<dyn Outlet>) -> ConnId {
+        let default = beanpole_protocol::Tube::DEFAULT.as_str();
+        let used = self.tubes.add_using(default);
+        let watched = vec![self.tubes.add_watching(default)];
+        self.sessions.insert(|conn| Session {
+            conn,
+            used,
+            watched,
+            slots: VecDeque::new(),
+            out: BytesMut::new(),
+            blocked: Blocked::No,
+            outlet,
+            wants: 0,
+            unanswered_bytes: 0,
+            producer: false,
+            worker: false,
+            stalled: false,
+            input_ended: false,
+            dirty: false,
+            wake: false,
+        })
+    }
+
+    /// The client sends nothing more. A reserve that waits ends as `reserve-with-timeout 0` would.
+    pub fn end_input(&mut self, conn: ConnId) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.input_ended = true;
+            self.check_want(conn);
+        }
+    }
+
+    /// Whether the session takes a command now. If not, its task is woken when that may have changed.
+    pub fn may_take(&mut self, conn: ConnId) -> bool {
+        if !self.is_serving() {
+            return false;
+        }
+        let full = self.open.as_ref().is_some_and(|open| open.bytes >= BATCH_BYTES_MAX);
+        let Some(session) = self.sessions.get_mut(conn) else { return false };
+        let takes = session.blocked == Blocked::No
+            && session.slots.len() < SLOTS_MAX
+            && session.out.len() < OUT_BYTES_MAX
+            && session.unanswered_bytes < UNANSWERED_BYTES_MAX;
+        session.stalled = full || !takes;
+        if full {
+            self.stalled.push(conn);
+        }
+        takes && !full
+    }
+
+    /// What the connection's task should do next.
+    pub fn outlook(&self, conn: ConnId) -> Outlook {
+        let Some(session) = self.sessions.get(conn) else {
+            return Outlook { close: true, unwritten: false };
+        };
+        let owed = !session.out.is_empty() || !session.slots.is_empty();
+        let done = match &session.blocked {
+            Blocked::Closing => !owed,
+            Blocked::No => session.input_ended && !owed,
+            Blocked::Held(_) | Blocked::Reading(_) | Blocked::Reserving(_) => false,
+        };
+        Outlook { close: done, unwritten: !session.out.is_empty() }
+    }
+
+    /// The connection is gone. Jobs it holds return to ready.
+    pub fn disconnect(&mut self, conn: ConnId) {
+        self.stop_want(conn);
+        let Some(session) = self.sessions.remove(conn) else { return };
+        let undelivered: Vec<u64> = match &session.blocked {
+            Blocked::Reserving(want) => vec![want.number],
+            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => {
+                session.slots.iter().filter_map(cold_want).collect()
+            }
+        };
+        let may_hold = session.slots.iter().any(|slot| matches!(slot, Slot::Logged { .. }))
+            || self.session_id(conn).is_some_and(|id| self.engine.session_holds(id))
+            || !undelivered.is_empty();
+        if may_hold && self.epoch.is_some() {
+            let open = self.open_batch();
+            open.builder.session_closed(conn.0, &undelivered);
+            open.may_ready = true;
+            let held: Vec<u64> =
+                self.session_id(conn).map(|id| self.engine.session_jobs(id).collect()).unwrap_or_default();
+            for job in held {
+                self.offer_for_job(job);
+            }
+        }
+        let mut unused = Vec::new();
+        unused.extend(self.tubes.drop_using(session.used));
+        for tube in session.watched {
+            unused.extend(self.tubes.drop_watching(tube));
+        }
+        for name in unused {
+            self.tube_unused(&name);
+        }
+    }
+
+    /// Nobody here uses or watches the tube any longer: if it holds nothing it goes, with its counters.
+    fn tube_unused(&mut self, name: &str) {
+        let idle = self.engine.tube(name.as_bytes()).is_some_and(|tube| tube.is_empty());
+        if idle && name != "default" && self.epoch.is_some() && self.tubes.find(name).is_none() {
+            self.open_batch().builder.tube_gone(name.as_bytes());
+        }
+    }
+
+    fn session_id(&self, conn: ConnId) -> Option<SessionId> {
+        self.epoch.map(|epoch| SessionId { node: self.node, epoch, conn: conn.0 })
+    }
+
+    // ---- batches ----
+
+    /// The batch that commands go to, opened if there is none.
+    fn open_batch(&mut self) -> &mut OpenBatch {
+        let Gateway { open, clocks, node, epoch, proposed, .. } = self;
+        open.get_or_insert_with(|| {
+            clocks.advance();
+            let mut builder = BatchBuilder::new(clocks.stamp(), clocks.lease());
+            let epoch = epoch.expect("commands are taken only once the gateway is announced");
+            builder.section(queue::Gateway { node: *node, epoch }, *proposed + 1);
+            OpenBatch { builder, may_ready: false, bytes: 0 }
+        })
+    }
+
+    /// Whether the shell has something to do: a batch to propose, bodies to read, or an earlier time to wake up at.
+    pub fn has_work(&self) -> bool {
+        self.may_propose()
+            || !self.cold.is_empty()
+            || self.next_tick_in_us().is_some_and(|us| self.clocks.monotonic() + us < self.alarm_us)
+    }
+
+    fn may_propose(&self) -> bool {
+        self.open.is_some() && self.under_way.len() < BATCHES_UNDER_WAY_MAX
+    }
+
+    /// Closes the open batch and hands it out to be proposed, unless enough are under way. Batches must be proposed in the
+    /// order they are taken.
+    pub fn take_batch(&mut self) -> Option<Payload> {
+        if !self.may_propose() {
+            return None;
+        }
+        let open = self.open.take()?;
+        self.proposed += 1;
+        self.under_way.push_back(open.may_ready);
+        for conn in std::mem::take(&mut self.stalled) {
+            self.touch_session(conn, true);
+        }
+        Some(open.builder.finish())
+    }
+
+    /// Whether a batch that has not applied may make a job ready.
+    fn may_become_ready(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.may_ready) || self.under_way.iter().any(|may| *may)
+    }
+
+    /// Sets the cluster's draining flag: `put` answers `DRAINING`.
+    pub fn set_draining(&mut self, on: bool) {
+        if self.epoch.is_some() {
+            self.open_batch().builder.set_draining(on);
+        } else {
+            self.draining_wanted = Some(on);
+        }
+    }
+
+    // ---- time ----
+
+    /// Does what is due now: ends reserves that timed out, and proposes a batch for due jobs.
+    pub fn tick(&mut self) {
+        self.clocks.advance();
+        let now = self.clocks.monotonic();
+        while let Some(&(at, conn)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.timers.remove(&(at, conn));
+            self.want_timer_fired(conn);
+        }
+        let idle = self.open.is_none() && self.under_way.is_empty();
+        if idle && self.is_serving() && self.engine.due_now(self.clocks.stamp(), self.clocks.lease()) > 0 {
+            self.open_batch().may_ready = true;
+        }
+    }
+
+    /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before. Until
+    /// then [`Gateway::has_work`] tells when something earlier comes up.
+    pub fn set_alarm(&mut self) -> Option<u64> {
+        self.clocks.advance();
+        let next = self.next_tick_in_us();
+        self.alarm_us = next.map_or(u64::MAX, |us| self.clocks.monotonic() + us);
+        next
+    }
+
+    fn next_tick_in_us(&self) -> Option<u64> {
+        let now = self.clocks.monotonic();
+        let want = self.timers.first().map(|(at, _)| at.saturating_sub(now));
+        let lease = (self.engine.totals().reserved > 0).then_some(LEASE_TICK_US);
+        // A batch under way fires what is due when it applies, and this is asked again then.
+        let due = if self.open.is_none() && self.under_way.is_empty() { self.next_due_in_us() } else { None };
+        [want, lease, due].into_iter().flatten().min()
+    }
+
+    fn next_due_in_us(&self) -> Option<u64> {
+        let due = self.engine.next_due();
+        let stamp = due.stamp.map(|at| at.saturating_sub(self.clocks.stamp()));
+        let lease = due.lease.map(|at| at.saturating_sub(self.clocks.lease()));
+        stamp.into_iter().chain(lease).min()
+    }
+
+    // ---- towards sockets ----
+
+    /// Notes that a session has bytes to write, and that its task should look again if `wake`.
+    fn touch_session(&mut self, conn: ConnId, wake: bool) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.wake |= wake;
+            if !session.dirty {
+                session.dirty = true;
+                self.dirty.push_back(conn);
+            }
+        }
+    }
+
+    /// Writes what up to `most` sessions are owed, as far as their sockets take it, and wakes tasks that have something to do.
+    /// True if more sessions wait for it.
+    pub fn flush(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(conn) = self.dirty.pop_front() else { return false };
+            self.flush_session(conn);
+        }
+        !self.dirty.is_empty()
+    }
+
+    /// Writes what one session is owed at once: the answers to commands that need no entry.
+    pub fn flush_session(&mut self, conn: ConnId) {
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        if !session.dirty {
+            return;
+        }
+        session.dirty = false;
+        let woken = std::mem::take(&mut session.wake);
+        if !write_out(session) || woken || session.input_ended {
+            session.outlet.wake();
+        }
+    }
+
+    /// Whether sessions wait for [`Gateway::flush`].
+    pub fn has_replies(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Writes what one session is owed; its task calls this when the socket takes bytes again. An error means that the
+    /// connection is broken.
+    pub fn write(&mut self, conn: ConnId) -> std::io::Result<()> {
+        let Some(session) = self.sessions.get_mut(conn) else { return Ok(()) };
+        while !session.out.is_empty() {
+            match session.outlet.try_write(&session.out) {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(n) => bytes::Buf::advance(&mut session.out, n),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        give_back(&mut session.out);
+        Ok(())
+    }
+
+    /// Bodies to be read on the blocking pool; [`Gateway::cold_done`] takes each result.
+    pub fn take_cold(&mut self) -> Vec<ColdRead> {
+        std::mem::take(&mut self.cold)
+    }
+}
+
+/// What a connection's task should do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// Everything owed is written and nothing more will come: close.
+    pub close: bool,
+    /// Bytes wait for the socket.
+    pub unwritten: bool,
+}
+
+fn cold_want(slot: &Slot) -> Option<u64> {
+    match slot {
+        Slot::Cold { want, .. } => *want,
+        Slot::Logged { .. } | Slot::Done(_) => None,
+    }
+}
+
+/// Writes a session's replies; false when its task has to go on with it (the socket is full or broken).
+fn write_out(session: &mut Session) -> bool {
+    if session.out.is_empty() {
+        return true;
+    }
+    match session.outlet.try_write(&session.out) {
+        Ok(n) if n == session.out.len() => {
+            session.out.clear();
+            give_back(&mut session.out);
+            true
+        }
+        Ok(n) => {
+            bytes::Buf::advance(&mut session.out, n);
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// An idle connection keeps no large buffer.
+fn give_back(out: &mut BytesMut) {
+    if out.capacity() > OUT_KEEP_BYTES {
+        *out = BytesMut::new();
+    }
+}

@@ -1,0 +1,459 @@
+//! The gateway driven step by step, without sockets, disk or clock: clients type bytes, batches apply when the test says so.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use beanpole_protocol::Decoder;
+use beanpole_raft::{BodyAddr, BodyError, Payload};
+use bytes::BytesMut;
+use parking_lot::Mutex;
+
+use super::session::{ConnId, Outlet};
+use super::{BodySource, Facts, Gateway};
+use crate::clock::{Clocks, TimeSource};
+use crate::queue::Effects;
+
+/// Time that passes when a test says so.
+#[derive(Clone, Default)]
+struct Time(Arc<AtomicU64>);
+
+impl TimeSource for Time {
+    fn monotonic_us(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+    fn wall_us(&self) -> u64 {
+        1_700_000_000_000_000 + self.0.load(SeqCst)
+    }
+}
+
+/// The log's entries, with bodies that are cold while `frozen`.
+#[derive(Clone, Default)]
+struct Entries(Arc<Mutex<(Vec<Payload>, bool)>>);
+
+impl BodySource for Entries {
+    fn read_now(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
+        let entries = self.0.lock();
+        if entries.1 {
+            return Ok(false);
+        }
+        let payload = &entries.0[addr.index as usize - 1];
+        payload.copy_to(addr.offset as usize, addr.len as usize, out);
+        Ok(true)
+    }
+    fn retain(&self, _addr: BodyAddr) {}
+    fn release(&self, _addr: BodyAddr) {}
+}
+
+struct NoFacts;
+
+impl Facts for NoFacts {
+    fn fill<'a>(&'a self, _stats: &mut beanpole_protocol::stats::ServerStats<'a>) {}
+}
+
+/// A client's end of its connection: what it received, and how much it takes.
+struct Client {
+    received: Mutex<Vec<u8>>,
+    takes: AtomicU64,
+    woken: AtomicU64,
+}
+
+impl Outlet for Client {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let n = (self.takes.load(SeqCst) as usize).min(bytes.len());
+        if n == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.received.lock().extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+    fn wake(&self) {
+        self.woken.fetch_add(1, SeqCst);
+    }
+}
+
+/// A gateway with clients. Batches apply in `settle`, or one at a time in `apply_one`.
+struct Bench {
+    gateway: Gateway,
+    entries: Entries,
+    time: Time,
+    effects: Effects,
+    clients: Vec<(ConnId, Arc<Client>, Decoder, BytesMut)>,
+}
+
+impl Bench {
+    fn new(clients: usize) -> Self {
+        let mut bench = Bench::unannounced();
+        let up = bench.gateway.announce(42);
+        bench.commit(up);
+        for _ in 0..clients {
+            bench.connect();
+        }
+        bench
+    }
+
+    fn unannounced() -> Self {
+        let (entries, time) = (Entries::default(), Time::default());
+        let clocks = Clocks::new(Box::new(time.clone()));
+        let gateway = Gateway::new(1, clocks, Box::new(entries.clone()), Box::new(NoFacts));
+        Bench { gateway, entries, time, effects: Effects::default(), clients: Vec::new() }
+    }
+
+    fn connect(&mut self) {
+        let client = Arc::new(Client {
+            received: Mutex::default(),
+            takes: AtomicU64::new(u64::MAX),
+            woken: AtomicU64::new(0),
+        });
+        let conn = self.gateway.connect(client.clone());
+        self.clients.push((conn, client, Decoder::new(65535), BytesMut::new()));
+    }
+
+    fn commit(&mut self, payload: Payload) {
+        let index = {
+            let mut entries = self.entries.0.lock();
+            entries.0.push(payload.clone());
+            entries.0.len() as u64
+        };
+        self.gateway.apply(index, &payload, &mut self.effects);
+        self.gateway.flush(usize::MAX);
+    }
+
+    /// Applies the open batch, if there is one.
+    fn apply_one(&mut self) -> bool {
+        let batch = self.gateway.take_batch();
+        let some = batch.is_some();
+        if let Some(batch) = batch {
+            self.commit(batch);
+        }
+        some
+    }
+
+    /// Lets everything that is under way come to its end.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            self.decode_all();
+            self.gateway.tick();
+            self.gateway.flush(usize::MAX);
+            if !self.apply_one() {
+                return;
+            }
+        }
+        panic!("it never settles");
+    }
+
+    fn decode_all(&mut self) {
+        for (conn, _, decoder, buf) in &mut self.clients {
+            while self.gateway.may_take(*conn) {
+                if decoder.next(buf, |request| self.gateway.request(*conn, request)).is_none() {
+                    break;
+                }
+            }
+        }
+        self.gateway.flush(usize::MAX);
+    }
+
+    /// A client sends bytes; they are taken as far as the gateway takes them, and nothing is applied.
+    fn send(&mut self, client: usize, bytes: &str) {
+        self.clients[client].3.extend_from_slice(bytes.as_bytes());
+        self.decode_all();
+    }
+
+    /// What a client received since the last call.
+    fn received(&mut self, client: usize) -> String {
+        String::from_utf8(std::mem::take(&mut self.clients[client].1.received.lock())).unwrap()
+    }
+
+    /// Sends, settles, and answers what came back.
+    fn ask(&mut self, client: usize, bytes: &str) -> String {
+        self.send(client, bytes);
+        self.settle();
+        self.received(client)
+    }
+
+    fn pass(&mut self, us: u64) {
+        // In steps that the lease clock counts whole, as a running server's timer makes them.
+        for _ in 0..us / 100_000 {
+            self.time.0.fetch_add(100_000, SeqCst);
+            self.gateway.tick();
+        }
+        self.time.0.fetch_add(us % 100_000, SeqCst);
+        self.settle();
+    }
+}
+
+const S: u64 = 1_000_000;
+
+#[test]
+fn a_job_goes_round() {
+    let mut b = Bench::new(1);
+    assert_eq!(b.ask(0, "put 7 0 60 5\r\nhello\r\n"), "INSERTED 1\r\n");
+    assert_eq!(b.ask(0, "reserve\r\n"), "RESERVED 1 5\r\nhello\r\n");
+    assert_eq!(b.ask(0, "delete 1\r\n"), "DELETED\r\n");
+    assert_eq!(b.ask(0, "peek 1\r\n"), "NOT_FOUND\r\n");
+}
+
+#[test]
+fn commands_sent_before_the_log_is_open_wait_and_are_then_taken() {
+    let mut b = Bench::unannounced();
+    b.connect();
+    b.send(0, "put 0 0 9 1\r\na\r\n");
+    assert_eq!(b.clients[0].1.woken.load(SeqCst), 0);
+    let up = b.gateway.announce(42);
+    b.commit(up);
+    assert_eq!(b.clients[0].1.woken.load(SeqCst), 1, "its task looks again");
+    b.settle();
+    assert_eq!(b.received(0), "INSERTED 1\r\n");
+}
+
+#[test]
+fn the_announcement_of_an_earlier_life_opens_nothing() {
+    let mut before = Bench::unannounced();
+    let old = before.gateway.announce(41);
+    let mut b = Bench::unannounced();
+    b.connect();
+    b.commit(old);
+    assert!(!b.gateway.is_serving(), "the log is still being replayed");
+    let up = b.gateway.announce(42);
+    b.commit(up);
+    assert!(b.gateway.is_serving());
+}
+
+#[test]
+fn nothing_is_acknowledged_before_its_batch_applied() {
+    let mut b = Bench::new(1);
+    b.send(0, "put 0 0 1 1\r\na\r\n");
+    let batch = b.gateway.take_batch().unwrap();
+    b.gateway.flush(usize::MAX);
+    assert_eq!(b.received(0), "");
+    b.commit(batch);
+    assert_eq!(b.received(0), "INSERTED 1\r\n");
+}
+
+#[test]
+fn replies_keep_the_order_of_commands_however_they_are_answered() {
+    let mut b = Bench::new(1);
+    let replies = b.ask(
+        0,
+        "put 0 0 9 1\r\na\r\nuse x\r\nput 0 0 9 1\r\nb\r\nlist-tube-used\r\nbogus\r\npeek 1\r\nreserve-with-timeout 0\r\n\
+         stats-job 9\r\nwatch x\r\nreserve\r\n",
+    );
+    assert_eq!(
+        replies,
+        "INSERTED 1\r\nUSING x\r\nINSERTED 2\r\nUSING x\r\nUNKNOWN_COMMAND\r\nFOUND 1 1\r\na\r\nRESERVED 1 1\r\na\r\n\
+         NOT_FOUND\r\nWATCHING 2\r\nRESERVED 2 1\r\nb\r\n"
+    );
+}
+
+#[test]
+fn a_put_and_its_hand_out_to_a_waiting_worker_take_one_batch() {
+    let mut b = Bench::new(2);
+    assert_eq!(b.ask(1, "reserve\r\n"), "");
+    b.send(0, "put 0 0 9 1\r\na\r\n");
+    assert!(b.apply_one());
+    assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+    assert!(!b.apply_one(), "nothing more is proposed");
+}
+
+#[test]
+fn who_waits_longest_is_served_first_and_nobody_twice() {
+    let mut b = Bench::new(4);
+    for worker in 1..4 {
+        assert_eq!(b.ask(worker, "reserve\r\n"), "");
+    }
+    b.ask(0, "put 0 0 9 1\r\na\r\nput 0 0 9 1\r\nb\r\n");
+    assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+    assert_eq!(b.received(2), "RESERVED 2 1\r\nb\r\n");
+    assert_eq!(b.received(3), "");
+}
+
+#[test]
+fn an_idle_poll_costs_no_entry() {
+    let mut b = Bench::new(1);
+    b.send(0, "reserve-with-timeout 0\r\nwatch a\r\nignore a\r\nlist-tubes-watched\r\nstats\r\n");
+    assert!(b.gateway.take_batch().is_none());
+    assert!(b.received(0).starts_with("TIMED_OUT\r\nWATCHING 2\r\nWATCHING 1\r\nOK "));
+}
+
+#[test]
+fn a_poll_waits_for_a_batch_that_may_serve_it() {
+    let mut b = Bench::new(2);
+    b.send(0, "put 0 0 9 1\r\na\r\n");
+    b.send(1, "reserve-with-timeout 0\r\n");
+    assert_eq!(b.received(1), "");
+    b.settle();
+    assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn a_reserve_times_out_by_the_clock() {
+    let mut b = Bench::new(1);
+    assert_eq!(b.ask(0, "reserve-with-timeout 2\r\n"), "");
+    b.pass(2 * S - 1);
+    assert_eq!(b.received(0), "");
+    b.pass(1);
+    assert_eq!(b.received(0), "TIMED_OUT\r\n");
+}
+
+#[test]
+fn a_waiting_worker_is_told_that_its_deadline_is_near_and_then_loses_the_job() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 3 1\r\na\r\nreserve\r\n");
+    b.received(0);
+    assert_eq!(b.ask(0, "reserve\r\n"), "");
+    b.pass(2 * S - 100_000);
+    assert_eq!(b.received(0), "");
+    b.pass(200_000);
+    assert_eq!(b.received(0), "DEADLINE_SOON\r\n");
+    b.pass(S);
+    assert_eq!(b.ask(0, "touch 1\r\n"), "NOT_FOUND\r\n");
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn a_delayed_job_wakes_a_worker_when_it_is_due() {
+    let mut b = Bench::new(2);
+    b.ask(1, "reserve\r\n");
+    b.ask(0, "put 0 5 9 1\r\na\r\n");
+    b.pass(5 * S - 1);
+    assert_eq!(b.received(1), "");
+    b.pass(1);
+    assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn jobs_of_a_client_that_leaves_return() {
+    let mut b = Bench::new(2);
+    b.ask(0, "put 0 0 9 1\r\na\r\nreserve\r\n");
+    let conn = b.clients[0].0;
+    b.gateway.disconnect(conn);
+    assert_eq!(b.ask(1, "reserve\r\n"), "RESERVED 1 1\r\na\r\n");
+    assert!(b.ask(1, "stats-job 1\r\n").contains("\nreserves: 2\n"));
+}
+
+#[test]
+fn a_job_handed_out_to_a_client_that_left_is_as_if_it_never_was() {
+    let mut b = Bench::new(2);
+    b.ask(0, "reserve\r\n");
+    b.send(1, "put 0 0 9 1\r\na\r\n");
+    let conn = b.clients[0].0;
+    b.gateway.disconnect(conn);
+    b.settle();
+    let stats = b.ask(1, "stats-job 1\r\n");
+    assert!(stats.contains("\nstate: ready\n") && stats.contains("\nreserves: 0\n"), "{stats}");
+}
+
+#[test]
+fn a_half_closed_client_gets_what_it_is_owed_and_then_the_end() {
+    let mut b = Bench::new(1);
+    b.send(0, "put 0 0 9 1\r\na\r\nwatch b\r\nignore default\r\nreserve\r\n");
+    let conn = b.clients[0].0;
+    b.gateway.end_input(conn);
+    b.settle();
+    b.gateway.end_input(conn);
+    b.settle();
+    assert_eq!(b.received(0), "INSERTED 1\r\nWATCHING 2\r\nWATCHING 1\r\nTIMED_OUT\r\n");
+    assert!(b.gateway.outlook(conn).close);
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_being_listened_to() {
+    let mut b = Bench::new(2);
+    b.clients[0].1.takes.store(0, SeqCst);
+    let body = "x".repeat(1000);
+    b.ask(1, &format!("put 0 0 9 1000\r\n{body}\r\n"));
+    for _ in 0..2000 {
+        b.send(0, "peek 1\r\n");
+    }
+    let conn = b.clients[0].0;
+    assert!(!b.gateway.may_take(conn));
+    assert!(b.gateway.sessions.get(conn).unwrap().out.len() < 300 << 10);
+    assert!(!b.clients[0].3.is_empty(), "the rest waits in the read buffer");
+    b.clients[0].1.takes.store(u64::MAX, SeqCst);
+    b.gateway.write(conn).unwrap();
+    b.settle();
+    while !b.clients[0].3.is_empty() {
+        b.gateway.write(conn).unwrap();
+        b.settle();
+    }
+    assert_eq!(b.received(0).matches("FOUND 1 1000").count(), 2000);
+}
+
+#[test]
+fn cold_bodies_keep_their_place_in_the_order_of_replies() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 1\r\na\r\nput 0 0 9 1\r\nb\r\n");
+    b.received(0);
+    b.entries.0.lock().1 = true;
+    assert_eq!(b.ask(0, "reserve-job 2\r\nuse x\r\nreserve-job 1\r\ndelete 1\r\n"), "");
+    b.entries.0.lock().1 = false;
+    let mut cold = b.gateway.take_cold();
+    assert_eq!(cold.len(), 2);
+    cold.reverse();
+    for read in cold {
+        let mut bytes = BytesMut::new();
+        b.entries.read_now(read.addr, &mut bytes).unwrap();
+        b.gateway.cold_done(&read, Ok(bytes.freeze()));
+    }
+    b.settle();
+    assert_eq!(b.received(0), "RESERVED 2 1\r\nb\r\nUSING x\r\nRESERVED 1 1\r\na\r\nDELETED\r\n");
+}
+
+#[test]
+fn a_damaged_body_is_never_served() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 4\r\ngood\r\n");
+    let whole = b.entries.0.lock().0[1].to_bytes();
+    let mut bytes = whole.to_vec();
+    let at = bytes.windows(4).position(|w| w == b"good").unwrap();
+    bytes[at] ^= 1;
+    b.entries.0.lock().0[1] = Payload::from(bytes);
+    b.received(0);
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "INTERNAL_ERROR\r\n");
+    assert!(b.ask(0, "stats-job 1\r\n").contains("\nstate: buried\n"));
+    assert_eq!(b.ask(0, "peek 1\r\n"), "INTERNAL_ERROR\r\n");
+    assert_eq!(b.ask(0, "put 0 0 9 1\r\nx\r\n"), "INSERTED 2\r\n");
+}
+
+#[test]
+fn a_tube_that_nobody_knows_any_more_is_gone_with_its_counters() {
+    let mut b = Bench::new(2);
+    b.ask(0, "use t\r\nput 0 0 9 1\r\na\r\n");
+    assert!(b.ask(1, "list-tubes\r\n").contains("- t\n"));
+    assert_eq!(b.ask(0, "use default\r\ndelete 1\r\n"), "USING default\r\nDELETED\r\n");
+    assert!(!b.ask(1, "list-tubes\r\n").contains("- t\n"));
+    assert_eq!(b.ask(1, "stats-tube t\r\n"), "NOT_FOUND\r\n");
+    let again = b.ask(0, "use t\r\nstats-tube t\r\n");
+    assert!(again.contains("\ntotal-jobs: 0\n"), "{again}");
+}
+
+#[test]
+fn a_tube_that_is_only_used_can_be_paused() {
+    let mut b = Bench::new(1);
+    assert_eq!(b.ask(0, "pause-tube t 10\r\n"), "NOT_FOUND\r\n");
+    assert_eq!(b.ask(0, "use t\r\npause-tube t 10\r\nwatch t\r\n"), "USING t\r\nPAUSED\r\nWATCHING 2\r\n");
+    b.ask(0, "put 0 0 9 1\r\na\r\n");
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "TIMED_OUT\r\n");
+    assert_eq!(b.ask(0, "pause-tube t 0\r\nreserve\r\n"), "PAUSED\r\nRESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn draining_refuses_puts_and_nothing_else() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 1\r\na\r\n");
+    b.gateway.set_draining(true);
+    b.settle();
+    assert_eq!(b.ask(0, "put 0 0 9 1\r\nb\r\nreserve\r\n"), "DRAINING\r\nRESERVED 1 1\r\na\r\n");
+    b.gateway.set_draining(false);
+    b.settle();
+    assert_eq!(b.ask(0, "put 0 0 9 1\r\nb\r\n"), "INSERTED 2\r\n");
+}
+
+#[test]
+fn an_idle_gateway_sets_no_alarm() {
+    let mut b = Bench::new(2);
+    b.ask(0, "reserve\r\n");
+    assert_eq!(b.gateway.set_alarm(), None);
+    b.ask(1, "put 0 100 9 1\r\na\r\n");
+    assert!(b.gateway.set_alarm().is_some_and(|us| us > 99 * S));
+}

@@ -1,0 +1,26 @@
+//! The Beanpole server: a durable job queue that speaks the beanstalkd protocol.
+//!
+//! `ARCHITECTURE.md` at the top of the repository is the map. The way of a command: [`net`] reads it, [`gateway`] appends it
+//! to a batch, [`node`] proposes the batch to the log, [`queue`] applies it when it is committed, and the gateway replies.
+
+use std::process::ExitCode;
+
+mod admin;
+mod cli;
+mod clock;
+mod config;
+mod gateway;
+mod net;
+mod node;
+pub mod queue;
+mod serve;
+mod units;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Runs the command line of the process and answers its exit code: 0 yes, 1 no or failed, 2 usage or refused start, 3
+/// unreachable, 4 refused because unsafe, 5 timed out.
+pub fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,0 +1,5 @@
+//! The `beanpole` binary.
+
+fn main() -> std::process::ExitCode {
+    beanpole::main()
+}

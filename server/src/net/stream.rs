@@ -1,0 +1,78 @@
+//! A client's socket, TCP or unix, as two halves: the connection's task reads one, the gateway writes the other.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio_util::io::poll_read_buf;
+
+/// A connected client socket.
+pub enum Stream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a unix socket.
+    Unix(UnixStream),
+}
+
+/// The half that is read.
+pub enum Reading {
+    /// Over TCP.
+    Tcp(tcp::OwnedReadHalf),
+    /// Over a unix socket.
+    Unix(unix::OwnedReadHalf),
+}
+
+/// The half that is written, without waiting.
+pub enum Writing {
+    /// Over TCP.
+    Tcp(tcp::OwnedWriteHalf),
+    /// Over a unix socket.
+    Unix(unix::OwnedWriteHalf),
+}
+
+impl Stream {
+    /// Both halves.
+    pub fn split(self) -> (Reading, Writing) {
+        match self {
+            Stream::Tcp(stream) => {
+                let (reading, writing) = stream.into_split();
+                (Reading::Tcp(reading), Writing::Tcp(writing))
+            }
+            Stream::Unix(stream) => {
+                let (reading, writing) = stream.into_split();
+                (Reading::Unix(reading), Writing::Unix(writing))
+            }
+        }
+    }
+}
+
+impl Reading {
+    /// Reads into the spare room of `buf`, or waits; 0 is the end of input. A read that does not fill the room waits for the
+    /// next event straight away, without asking the socket again.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        match self {
+            Reading::Tcp(half) => poll_read_buf(Pin::new(half), cx, buf),
+            Reading::Unix(half) => poll_read_buf(Pin::new(half), cx, buf),
+        }
+    }
+}
+
+impl Writing {
+    /// Ready when the socket may take bytes.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Writing::Tcp(half) => half.as_ref().poll_write_ready(cx),
+            Writing::Unix(half) => half.as_ref().poll_write_ready(cx),
+        }
+    }
+
+    /// Writes what the socket takes.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Writing::Tcp(half) => half.try_write(bytes),
+            Writing::Unix(half) => half.try_write(bytes),
+        }
+    }
+}

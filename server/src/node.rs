@@ -1,0 +1,194 @@
+//! The shell around gateway and log: it proposes batches, applies what commits, reads cold bodies and keeps time. All that it
+//! decides is when to call what.
+//!
+//! ```text
+//!   connection tasks ─► gateway.request        pump ─► Node::propose ─► segment log, fdatasync
+//!          ▲                                                                     │
+//!          └── sockets ◄─ gateway.flush ◄─ Machine::applied ◄─ Machine::apply ◄──┘ committed
+//! ```
+//!
+//! Everything here runs on one thread, so the gateway's lock is free whenever it is taken, except while the admin server or
+//! a snapshot slice looks in for a moment.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use beanpole_raft::{Bodies, BodyAddr, Node, Payload, SnapshotImage, StateMachine};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::gateway::{ColdRead, Gateway};
+use crate::queue::{Effects, Engine, SnapshotCursor};
+
+/// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
+/// proposed, so that the disk is busy meanwhile.
+const REPLIES_AT_ONCE: usize = 32;
+
+/// What the tasks of a node share.
+pub struct Shared {
+    /// Sessions, open batch, engine.
+    pub gateway: Mutex<Gateway>,
+    pump: Notify,
+    replies: Notify,
+}
+
+impl Shared {
+    /// Wraps a gateway.
+    pub fn new(gateway: Gateway) -> Arc<Self> {
+        Arc::new(Shared { gateway: Mutex::new(gateway), pump: Notify::new(), replies: Notify::new() })
+    }
+
+    /// Wakes whoever has something to do for the gateway as it is now.
+    pub fn wake_for(&self, gateway: &Gateway) {
+        if gateway.has_work() {
+            self.wake_pump();
+        }
+        if gateway.has_replies() {
+            self.replies.notify_one();
+        }
+    }
+
+    /// Lets the pump look for work.
+    pub fn wake_pump(&self) {
+        self.pump.notify_one();
+    }
+}
+
+/// The log's view of the gateway.
+pub struct Machine {
+    shared: Arc<Shared>,
+    effects: Effects,
+}
+
+impl Machine {
+    /// A machine that applies to the shared gateway.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Machine { shared, effects: Effects::default() }
+    }
+}
+
+impl StateMachine for Machine {
+    fn attach(&mut self, bodies: Bodies) {
+        self.shared.gateway.lock().set_bodies(Box::new(bodies));
+    }
+
+    fn apply(&mut self, index: u64, payload: &Payload) {
+        self.shared.gateway.lock().apply(index, payload, &mut self.effects);
+    }
+
+    fn applied(&mut self, _index: u64) {
+        let mut gateway = self.shared.gateway.lock();
+        gateway.flush(REPLIES_AT_ONCE);
+        self.shared.wake_for(&gateway);
+    }
+
+    fn snapshot(&mut self) -> Box<dyn SnapshotImage> {
+        let cursor = self.shared.gateway.lock().engine_mut().begin_snapshot();
+        Box::new(Image { shared: self.shared.clone(), cursor: Some(cursor) })
+    }
+
+    fn restore(&mut self, _index: u64, image: &mut dyn Read) -> std::io::Result<()> {
+        *self.shared.gateway.lock().engine_mut() = Engine::restore(image)?;
+        Ok(())
+    }
+
+    fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr)) {
+        self.shared.gateway.lock().engine().for_each_body(f);
+    }
+}
+
+/// A snapshot being taken, slice by slice, while entries apply between the slices.
+struct Image {
+    shared: Arc<Shared>,
+    cursor: Option<SnapshotCursor>,
+}
+
+impl SnapshotImage for Image {
+    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(cursor) = &mut self.cursor else { return false };
+        let more = self.shared.gateway.lock().engine_mut().snapshot_slice(cursor, out);
+        if !more {
+            self.finish();
+        }
+        more
+    }
+}
+
+impl Image {
+    fn finish(&mut self) {
+        if let Some(cursor) = self.cursor.take() {
+            self.shared.gateway.lock().engine_mut().end_snapshot(cursor);
+        }
+    }
+}
+
+/// A snapshot given up half-way must not leave the engine copying records for it.
+impl Drop for Image {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Proposes batches in order, sends cold reads to the blocking pool, and calls `tick` when something is due. Ends when the
+/// node no longer takes proposals.
+pub async fn pump(shared: Arc<Shared>, node: Node) {
+    let bodies = node.bodies();
+    loop {
+        while let Some(batch) = next_batch(&shared) {
+            if node.propose(batch).await.is_err() {
+                return;
+            }
+        }
+        let (cold, alarm) = {
+            let mut gateway = shared.gateway.lock();
+            (gateway.take_cold(), gateway.set_alarm())
+        };
+        for read in cold {
+            tokio::spawn(read_cold(shared.clone(), bodies.clone(), read));
+        }
+        match alarm {
+            Some(us) => {
+                let _ = tokio::time::timeout(Duration::from_micros(us), shared.pump.notified()).await;
+            }
+            None => shared.pump.notified().await,
+        }
+        let mut gateway = shared.gateway.lock();
+        gateway.tick();
+        if gateway.has_replies() {
+            shared.replies.notify_one();
+        }
+    }
+}
+
+/// Writes replies, a few at a time.
+pub async fn reply(shared: Arc<Shared>) {
+    loop {
+        shared.replies.notified().await;
+        while shared.gateway.lock().flush(REPLIES_AT_ONCE) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn next_batch(shared: &Shared) -> Option<Payload> {
+    let mut gateway = shared.gateway.lock();
+    let batch = gateway.take_batch();
+    if gateway.has_replies() {
+        shared.replies.notify_one();
+    }
+    batch
+}
+
+/// Reads a body that is on the disk only, away from the thread that applies.
+async fn read_cold(shared: Arc<Shared>, bodies: Bodies, read: ColdRead) {
+    let result = tokio::task::spawn_blocking(move || bodies.read_blocking(read.addr)).await;
+    let result = match result {
+        Ok(result) => result,
+        // The runtime is going down; the client goes with it.
+        Err(_) => return,
+    };
+    let mut gateway = shared.gateway.lock();
+    gateway.cold_done(&read, result);
+    shared.wake_for(&gateway);
+}

@@ -1,0 +1,402 @@
+//! Where jobs lie: 48 bytes each in a slab, found by id through pages of 64, and side tables for what few
+//! jobs have.
+//!
+//! ```text
+//!   id ──► node of 4,096 ids ──► page of 64 ids ──► slot ──► Record ──► Counts   once it was handed out, buried, kicked
+//!                                                              │
+//!                                                              └─mark─► Hold     while it is reserved
+//!                                                                   └─► u64      due stamp of a delayed job,
+//!                                                                                place in the order of burying
+//! ```
+
+use std::collections::BTreeMap;
+
+use beanpole_raft::BodyAddr;
+
+use super::slab::Slab;
+use super::types::JobState;
+
+const CHUNK: usize = 512;
+const PAGE: usize = 64;
+const PAGES: usize = 64;
+/// Ids of one node of the index.
+const NODE: u64 = (PAGE * PAGES) as u64;
+/// Tube slots have 30 bits; the state has the two above.
+const TUBE_BITS: u32 = 30;
+/// Tubes at most, so that a slot fits its bits.
+pub(super) const TUBES_MAX: usize = 1 << TUBE_BITS;
+
+/// One job.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Record {
+    pub body_index: u64,
+    pub created_us: u64,
+    pub body_offset: u32,
+    pub body_len: u32,
+    pub pri: u32,
+    pub delay_s: u32,
+    pub ttr_s: u32,
+    /// State above, tube slot below.
+    place: u32,
+    /// Slot + 1 of its counts; 0 while all are 0.
+    counts: u32,
+    /// Slot of its hold or mark, by state.
+    mark: u32,
+}
+
+/// How often things happened to a job.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub reserves: u32,
+    pub timeouts: u32,
+    pub releases: u32,
+    pub buries: u32,
+    pub kicks: u32,
+}
+
+/// A reservation.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Hold {
+    /// Lease clock value at which it runs out.
+    pub deadline: u64,
+    /// The session, in the live epoch of `node`.
+    pub conn: u64,
+    /// The want it answered; 0 for `reserve-job`.
+    pub want: u64,
+    /// Counts all reservations: a session's jobs return in the order it got them.
+    pub seq: u64,
+    pub node: u32,
+}
+
+/// Where a job is, with all that belongs to it there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Ready,
+    /// Until a stamp.
+    Delayed(u64),
+    /// Place in the order of burying.
+    Buried(u64),
+    Reserved(Hold),
+}
+
+impl Place {
+    pub fn state(&self) -> JobState {
+        match self {
+            Place::Ready => JobState::Ready,
+            Place::Delayed(_) => JobState::Delayed,
+            Place::Buried(_) => JobState::Buried,
+            Place::Reserved(_) => JobState::Reserved,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Record>() == 48, "the memory budget of a job counts on it");
+
+impl Record {
+    /// A job of a tube; its state is set when it is placed.
+    pub fn new(tube: u32, body: BodyAddr) -> Self {
+        let BodyAddr { index, offset, len } = body;
+        Record { body_index: index, body_offset: offset, body_len: len, place: tube, ..Record::default() }
+    }
+
+    pub fn body(&self) -> BodyAddr {
+        BodyAddr { index: self.body_index, offset: self.body_offset, len: self.body_len }
+    }
+
+    pub fn tube(&self) -> u32 {
+        self.place & ((1 << TUBE_BITS) - 1)
+    }
+
+    pub fn state(&self) -> JobState {
+        match self.place >> TUBE_BITS {
+            0 => JobState::Ready,
+            1 => JobState::Reserved,
+            2 => JobState::Delayed,
+            _ => JobState::Buried,
+        }
+    }
+
+    fn set_state(&mut self, state: JobState) {
+        let bits = match state {
+            JobState::Ready => 0,
+            JobState::Reserved => 1,
+            JobState::Delayed => 2,
+            JobState::Buried => 3,
+        };
+        self.place = self.tube() | bits << TUBE_BITS;
+    }
+}
+
+/// All jobs.
+#[derive(Default)]
+pub(super) struct Jobs {
+    index: Index,
+    records: Slab<Record, CHUNK>,
+    counts: Slab<Counts, CHUNK>,
+    marks: Slab<u64, CHUNK>,
+    holds: Slab<Hold, CHUNK>,
+}
+
+impl Jobs {
+    /// The job's slot.
+    pub fn find(&self, id: u64) -> Option<u32> {
+        self.index.get(id)
+    }
+
+    /// The jobs of the first page that has one with that id or a higher one, from that id on.
+    pub fn page_from(&self, id: u64) -> Option<impl Iterator<Item = (u64, u32)>> {
+        self.index.page_from(id)
+    }
+
+    /// Every job, by id.
+    pub fn for_each(&self, f: &mut dyn FnMut(u64, u32)) {
+        self.index.for_each(f);
+    }
+
+    /// Adds a job; it is ready as far as its record goes.
+    pub fn insert(&mut self, id: u64, record: Record) -> u32 {
+        let slot = self.records.insert(record);
+        self.index.insert(id, slot);
+        slot
+    }
+
+    /// Forgets a job that has neither mark nor hold.
+    pub fn remove(&mut self, id: u64, slot: u32) -> Record {
+        let record = self.records.remove(slot);
+        if record.counts != 0 {
+            self.counts.remove(record.counts - 1);
+        }
+        self.index.remove(id);
+        record
+    }
+
+    pub fn record(&self, slot: u32) -> &Record {
+        &self.records[slot]
+    }
+
+    pub fn record_mut(&mut self, slot: u32) -> &mut Record {
+        &mut self.records[slot]
+    }
+
+    pub fn counts(&self, slot: u32) -> Counts {
+        match self.records[slot].counts {
+            0 => Counts::default(),
+            counts => self.counts[counts - 1],
+        }
+    }
+
+    /// Changes the counts; a job whose counts are all 0 keeps none.
+    pub fn count(&mut self, slot: u32, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts(slot);
+        change(&mut counts);
+        self.set_counts(slot, counts);
+    }
+
+    pub fn set_counts(&mut self, slot: u32, counts: Counts) {
+        let record = &mut self.records[slot];
+        match (record.counts, counts == Counts::default()) {
+            (0, true) => {}
+            (0, false) => record.counts = self.counts.insert(counts) + 1,
+            (at, false) => self.counts[at - 1] = counts,
+            (at, true) => {
+                record.counts = 0;
+                self.counts.remove(at - 1);
+            }
+        }
+    }
+
+    pub fn place(&self, slot: u32) -> Place {
+        match self.records[slot].state() {
+            JobState::Ready => Place::Ready,
+            JobState::Delayed => Place::Delayed(self.mark(slot)),
+            JobState::Buried => Place::Buried(self.mark(slot)),
+            JobState::Reserved => Place::Reserved(*self.hold(slot)),
+        }
+    }
+
+    /// Sets the state of a job that has neither mark nor hold.
+    pub fn set_place(&mut self, slot: u32, place: Place) {
+        let mark = match place {
+            Place::Ready => 0,
+            Place::Delayed(mark) | Place::Buried(mark) => self.marks.insert(mark),
+            Place::Reserved(hold) => self.holds.insert(hold),
+        };
+        let record = &mut self.records[slot];
+        record.set_state(place.state());
+        record.mark = mark;
+    }
+
+    pub fn mark(&self, slot: u32) -> u64 {
+        self.marks[self.records[slot].mark]
+    }
+
+    pub fn clear_mark(&mut self, slot: u32) -> u64 {
+        self.marks.remove(std::mem::take(&mut self.records[slot].mark))
+    }
+
+    /// The reservation, if it is reserved.
+    pub fn held(&self, slot: u32) -> Option<&Hold> {
+        (self.records[slot].state() == JobState::Reserved).then(|| self.hold(slot))
+    }
+
+    pub fn hold(&self, slot: u32) -> &Hold {
+        &self.holds[self.records[slot].mark]
+    }
+
+    pub fn hold_mut(&mut self, slot: u32) -> &mut Hold {
+        &mut self.holds[self.records[slot].mark]
+    }
+
+    pub fn clear_hold(&mut self, slot: u32) -> Hold {
+        self.holds.remove(std::mem::take(&mut self.records[slot].mark))
+    }
+}
+
+/// From id to slot. Ids are dense and rise, so whole pages fill and empty together.
+#[derive(Default)]
+struct Index {
+    nodes: BTreeMap<u64, Box<Node>>,
+    /// The page of the last insert: kept though empty, because the next id likely falls on it.
+    newest: u64,
+}
+
+struct Node {
+    /// Slot + 1 of each id; 0 where there is no job.
+    pages: [Option<Box<[u32; PAGE]>>; PAGES],
+    /// Jobs of each page.
+    counts: [u8; PAGES],
+    /// Pages that are there, one bit each.
+    live: u64,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Node { pages: [const { None }; PAGES], counts: [0; PAGES], live: 0 }
+    }
+}
+
+fn page_of(id: u64) -> usize {
+    (id % NODE) as usize / PAGE
+}
+
+fn place_of(id: u64) -> usize {
+    (id % PAGE as u64) as usize
+}
+
+impl Index {
+    fn get(&self, id: u64) -> Option<u32> {
+        let page = self.nodes.get(&(id / NODE))?.pages[page_of(id)].as_ref()?;
+        page[place_of(id)].checked_sub(1)
+    }
+
+    fn insert(&mut self, id: u64, slot: u32) {
+        let newest = id / PAGE as u64;
+        let before = std::mem::replace(&mut self.newest, newest);
+        if before != newest {
+            self.drop_if_empty(before * PAGE as u64);
+        }
+        let node = self.nodes.entry(id / NODE).or_default();
+        let page = page_of(id);
+        let entry = &mut node.pages[page].get_or_insert_with(|| Box::new([0; PAGE]))[place_of(id)];
+        assert!(*entry == 0, "job {id} is there already");
+        *entry = slot + 1;
+        node.counts[page] += 1;
+        node.live |= 1 << page;
+    }
+
+    fn remove(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&(id / NODE)).expect("the job is there");
+        let page = page_of(id);
+        node.pages[page].as_mut().expect("the job is there")[place_of(id)] = 0;
+        node.counts[page] -= 1;
+        if node.counts[page] == 0 && id / PAGE as u64 != self.newest {
+            self.drop_if_empty(id);
+        }
+    }
+
+    /// Drops the page of this id, and its node, if they hold no job.
+    fn drop_if_empty(&mut self, id: u64) {
+        let Some(node) = self.nodes.get_mut(&(id / NODE)) else { return };
+        let page = page_of(id);
+        if node.counts[page] > 0 {
+            return;
+        }
+        node.pages[page] = None;
+        node.live &= !(1 << page);
+        if node.live == 0 {
+            self.nodes.remove(&(id / NODE));
+        }
+    }
+
+    fn for_each(&self, f: &mut dyn FnMut(u64, u32)) {
+        for (number, node) in &self.nodes {
+            for (page, slots) in node.pages.iter().enumerate() {
+                let base = number * NODE + (page * PAGE) as u64;
+                let slots = slots.iter().flat_map(|slots| slots.iter().enumerate());
+                slots
+                    .filter(|(_, slot)| **slot > 0)
+                    .for_each(|(place, slot)| f(base + place as u64, slot - 1));
+            }
+        }
+    }
+
+    fn page_from(&self, id: u64) -> Option<impl Iterator<Item = (u64, u32)>> {
+        let mut pages = self.nodes.range(id / NODE..).flat_map(|(number, node)| {
+            let first = number * NODE;
+            let pages = node.pages.iter().enumerate().skip(page_of(id.max(first)));
+            pages.filter_map(move |(page, slots)| Some((first + (page * PAGE) as u64, slots.as_deref()?)))
+        });
+        pages.find_map(|(base, slots)| {
+            let mut jobs = jobs_of_page(base, slots, id).peekable();
+            jobs.peek().is_some().then_some(jobs)
+        })
+    }
+}
+
+/// Ids and slots of a page that begins with id `base`, from `id` on.
+fn jobs_of_page(base: u64, slots: &[u32; PAGE], id: u64) -> impl Iterator<Item = (u64, u32)> {
+    let from = id.saturating_sub(base) as usize;
+    let slots = slots.iter().enumerate().skip(from).filter(|(_, slot)| **slot > 0);
+    slots.map(move |(place, slot)| (base + place as u64, slot - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_and_walked_in_order() {
+        let mut index = Index::default();
+        let ids = [1, 2, 63, 64, 65, 4095, 4096, 4097, 70_000, 1 << 40];
+        for (slot, id) in ids.iter().enumerate() {
+            index.insert(*id, slot as u32);
+        }
+        let mut walked = Vec::new();
+        let mut at = 0;
+        while let Some(jobs) = index.page_from(at) {
+            for (id, slot) in jobs {
+                assert_eq!(index.get(id), Some(slot));
+                walked.push(id);
+                at = id + 1;
+            }
+        }
+        assert_eq!(walked, ids);
+        assert_eq!((index.get(3), index.get(4098), index.get(1 << 50)), (None, None, None));
+    }
+
+    #[test]
+    fn empty_pages_are_given_back_but_for_the_newest() {
+        let mut index = Index::default();
+        for id in 1..=10_000 {
+            index.insert(id, id as u32);
+        }
+        for id in 1..=10_000 {
+            index.remove(id);
+        }
+        let pages: u32 = index.nodes.values().map(|node| node.live.count_ones()).sum();
+        assert_eq!((index.nodes.len(), pages), (1, 1));
+        index.insert(20_000, 1);
+        assert_eq!(index.nodes.len(), 1);
+        assert_eq!(index.page_from(0).and_then(|mut jobs| jobs.next()), Some((20_000, 1)));
+    }
+}

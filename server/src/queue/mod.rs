@@ -1,0 +1,53 @@
+//! The queue engine: tubes and jobs as a deterministic function of the log.
+//!
+//! ```text
+//!                 ┌──────────────────────────── Engine ────────────────────────────┐
+//!   entry ──────► │ decode ► due transitions ► commands ► offers                   │ ──► Effects
+//!  (index,        │             │                  │         │                     │     outcomes, hand-outs,
+//!   stamp, lease) │             └──── tubes, jobs, holders, gateways ──────────────│     bodies kept and let go
+//!                 └────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! State and entry decide everything: there is no clock, no IO, no randomness, no float and no order of a
+//! hash table in here (a test scans this directory for them). Two nodes that applied the same entries have
+//! the same state, and write the same bytes as its image.
+//!
+//! - `batch`, `decode`: the entry's format
+//! - `types`: what callers see
+//! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
+//!   a job from one state to another
+//! - `reads`: looking at the state
+//! - `snapshot`, `image`, `restore`: the state as bytes
+//! - `verify`: whether it is sound
+//! - `jobs`, `tubes`, `reserved`: what is kept; `slab`, `runs`, `names`: in what
+
+mod batch;
+mod commands;
+mod decode;
+mod due;
+mod engine;
+mod gateways;
+mod image;
+mod jobs;
+mod moves;
+mod names;
+mod offers;
+mod reads;
+mod reserved;
+mod restore;
+mod runs;
+mod slab;
+mod snapshot;
+mod tubes;
+mod types;
+mod verify;
+
+pub use batch::{BATCH_VERSION, BODY_OVERHEAD, BatchBuilder};
+pub use decode::DecodeError;
+pub use engine::Engine;
+pub use image::IMAGE_VERSION;
+pub use snapshot::SnapshotCursor;
+pub use types::{
+    Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Outcome, Refused, RefusedWhy, SessionId,
+    Totals, TubeView, URGENT_BELOW,
+};

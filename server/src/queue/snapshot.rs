@@ -1,0 +1,260 @@
+//! Taking an image in slices while entries go on being applied.
+//!
+//! ```text
+//!   tubes by birth, then jobs by id:   written ──────►│ not yet written            │ made since: not in the image
+//!                                                   next                          end
+//!   a record that changes here:        nothing to do  │ is copied as it is first   │ nothing to do
+//! ```
+//!
+//! A copy is written in its turn, in the place of the record. So the image is that of the moment it was
+//! begun, whatever happened since and however the slices were cut; it costs memory only for what changed
+//! meanwhile.
+
+use std::collections::BTreeMap;
+
+use super::engine::Engine;
+use super::image::{ImageWriter, SavedJob, SavedTube};
+
+/// A slice ends at the first record beyond this many bytes ...
+const SLICE_BYTES: usize = 64 << 10;
+/// ... or after this many steps. Apply waits for one slice at most: that is below a millisecond.
+const SLICE_STEPS: usize = 128;
+/// Tubes or jobs written in one step at most.
+const STEP_RECORDS: usize = 64;
+
+/// A snapshot being taken. Give it back with [`Engine::end_snapshot`] when it is complete or given up.
+#[derive(Debug)]
+pub struct SnapshotCursor {
+    ticket: u64,
+}
+
+/// The engine's side of a snapshot being taken.
+pub(super) struct Saving {
+    ticket: u64,
+    walk: Walk,
+    tubes: BTreeMap<u64, SavedTube>,
+    jobs: BTreeMap<u64, SavedJob>,
+}
+
+/// How far the image is.
+struct Walk {
+    writer: ImageWriter,
+    next_tube: u64,
+    /// Births from here on are later than the image.
+    end_tube: u64,
+    next_job: u64,
+    last_job: u64,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Head,
+    Tubes,
+    Jobs,
+    Ended,
+}
+
+impl Engine {
+    /// Begins an image of the state as it is now. One at a time: beginning another gives up the one before.
+    pub fn begin_snapshot(&mut self) -> SnapshotCursor {
+        self.snapshots += 1;
+        let ticket = self.snapshots;
+        let (tubes, jobs) = (BTreeMap::new(), BTreeMap::new());
+        self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs }));
+        SnapshotCursor { ticket }
+    }
+
+    /// Appends the next slice of the image, some 64 KiB, to `out`; answers false when that was the last.
+    /// Entries may be applied between slices and do not show in the image.
+    ///
+    /// # Panics
+    /// When another snapshot was begun since, or the state was replaced: half an image must never pass for a
+    /// whole one.
+    pub fn snapshot_slice(&mut self, cursor: &mut SnapshotCursor, out: &mut Vec<u8>) -> bool {
+        self.snapshot_slice_of(cursor, out, SLICE_BYTES)
+    }
+
+    /// As [`Engine::snapshot_slice`], with slices of another size.
+    ///
+    /// # Panics
+    /// As [`Engine::snapshot_slice`].
+    pub fn snapshot_slice_of(
+        &mut self,
+        cursor: &mut SnapshotCursor,
+        out: &mut Vec<u8>,
+        bytes: usize,
+    ) -> bool {
+        let saving = self.saving.take().filter(|saving| saving.ticket == cursor.ticket);
+        let mut saving = saving.expect("the snapshot was given up: its image cannot be completed");
+        let Saving { walk, tubes, jobs, .. } = &mut *saving;
+        let more = self.write_some(walk, tubes, jobs, out, bytes);
+        self.saving = Some(saving);
+        more
+    }
+
+    /// Ends a snapshot, complete or not: the engine copies no more records for it.
+    pub fn end_snapshot(&mut self, cursor: SnapshotCursor) {
+        if self.saving.as_ref().is_some_and(|saving| saving.ticket == cursor.ticket) {
+            self.saving = None;
+        }
+    }
+
+    /// A hash of the whole state (FNV-1a of its image): equal states have equal digests on every node.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut walk = self.walk();
+        let (mut tubes, mut jobs) = (BTreeMap::new(), BTreeMap::new());
+        let mut slice = Vec::new();
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut more = true;
+        while more {
+            more = self.write_some(&mut walk, &mut tubes, &mut jobs, &mut slice, SLICE_BYTES);
+            for byte in slice.drain(..) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        }
+        hash
+    }
+
+    fn walk(&self) -> Walk {
+        Walk {
+            writer: ImageWriter::new(self),
+            next_tube: 0,
+            end_tube: self.next_born,
+            next_job: 1,
+            last_job: self.last_id,
+            stage: Stage::Head,
+        }
+    }
+
+    fn write_some(
+        &self,
+        walk: &mut Walk,
+        tubes: &mut BTreeMap<u64, SavedTube>,
+        jobs: &mut BTreeMap<u64, SavedJob>,
+        out: &mut Vec<u8>,
+        bytes: usize,
+    ) -> bool {
+        let start = out.len();
+        for _ in 0..SLICE_STEPS {
+            if out.len() - start >= bytes {
+                break;
+            }
+            match walk.stage {
+                Stage::Head => {
+                    walk.writer.head(out);
+                    walk.stage = Stage::Tubes;
+                }
+                Stage::Tubes => self.write_tubes(walk, tubes, out),
+                Stage::Jobs => self.write_jobs(walk, jobs, out),
+                Stage::Ended => break,
+            }
+        }
+        walk.writer.checksum(&out[start..]);
+        if walk.stage == Stage::Ended {
+            walk.writer.end(out);
+        }
+        walk.stage != Stage::Ended
+    }
+
+    /// Writes some of the next tubes, as they were if they changed since.
+    fn write_tubes(&self, walk: &mut Walk, saved: &mut BTreeMap<u64, SavedTube>, out: &mut Vec<u8>) {
+        let end = walk.end_tube;
+        let live = self.tubes.born_since(walk.next_tube);
+        let mut live = live.take_while(|(_, tube)| tube.born < end).peekable();
+        for _ in 0..STEP_RECORDS {
+            let next = live.peek().map(|(slot, tube)| (*slot, tube.born));
+            let tube = match (next, saved.first_entry()) {
+                (None, None) => {
+                    walk.stage = Stage::Jobs;
+                    return;
+                }
+                (None, Some(copy)) => copy.remove(),
+                (Some((_, born)), Some(copy)) if *copy.key() <= born => {
+                    live.next_if(|(_, tube)| tube.born == *copy.key());
+                    copy.remove()
+                }
+                (Some((slot, _)), _) => {
+                    live.next();
+                    self.saved_tube(slot)
+                }
+            };
+            walk.next_tube = tube.born + 1;
+            walk.writer.tube(&tube, out);
+        }
+    }
+
+    /// Writes some of the next jobs, as they were if they changed since.
+    fn write_jobs(&self, walk: &mut Walk, saved: &mut BTreeMap<u64, SavedJob>, out: &mut Vec<u8>) {
+        let last = walk.last_job;
+        let page = self.jobs.page_from(walk.next_job).into_iter().flatten();
+        let mut page = page.take_while(|(id, _)| *id <= last).peekable();
+        let none_live = page.peek().is_none();
+        for _ in 0..STEP_RECORDS {
+            let job = match (page.peek().copied(), saved.first_entry()) {
+                (None, None) if none_live => {
+                    walk.stage = Stage::Ended;
+                    return;
+                }
+                (None, Some(copy)) if none_live => copy.remove(),
+                (None, _) => return,
+                (Some((id, _)), Some(copy)) if *copy.key() <= id => {
+                    page.next_if(|(id, _)| id == copy.key());
+                    copy.remove()
+                }
+                (Some((id, slot)), _) => {
+                    page.next();
+                    self.saved_job(id, slot)
+                }
+            };
+            walk.next_job = job.id + 1;
+            walk.writer.job(&job, out);
+        }
+    }
+
+    /// Call before a tube changes or goes: what of it belongs to the image is kept.
+    pub(super) fn save_tube(&mut self, slot: u32) {
+        let Some(mut saving) = self.saving.take() else { return };
+        let born = self.tubes.get(slot).born;
+        let wanted = (saving.walk.next_tube..saving.walk.end_tube).contains(&born);
+        if wanted && saving.walk.stage <= Stage::Tubes && !saving.tubes.contains_key(&born) {
+            saving.tubes.insert(born, self.saved_tube(slot));
+        }
+        self.saving = Some(saving);
+    }
+
+    /// Call before a job changes or goes: what of it belongs to the image is kept.
+    pub(super) fn save_job(&mut self, id: u64, slot: u32) {
+        let Some(mut saving) = self.saving.take() else { return };
+        let wanted = (saving.walk.next_job..=saving.walk.last_job).contains(&id);
+        if wanted && saving.walk.stage != Stage::Ended && !saving.jobs.contains_key(&id) {
+            saving.jobs.insert(id, self.saved_job(id, slot));
+        }
+        self.saving = Some(saving);
+    }
+
+    fn saved_tube(&self, slot: u32) -> SavedTube {
+        let tube = self.tubes.get(slot);
+        SavedTube {
+            name: tube.name.clone(),
+            born: tube.born,
+            total_jobs: tube.total_jobs,
+            cmd_delete: tube.cmd_delete,
+            cmd_pause: tube.cmd_pause,
+            pause_s: tube.pause_s,
+            pause_until_us: tube.pause_until_us,
+        }
+    }
+
+    fn saved_job(&self, id: u64, slot: u32) -> SavedJob {
+        let record = *self.jobs.record(slot);
+        SavedJob {
+            id,
+            born: self.tubes.get(record.tube()).born,
+            record,
+            counts: self.jobs.counts(slot),
+            place: self.jobs.place(slot),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The image: complete, independent of slices and of what happens meanwhile, and refused when damaged.
+
+use std::io::ErrorKind;
+
+use beanpole::queue::{Effects, Engine, Gateway, SessionId};
+
+use crate::entries::{Cmd, Entry, Offered, Sect};
+
+/// The whole image, in slices of some size.
+pub fn image(engine: &mut Engine, slice: usize) -> Vec<u8> {
+    let mut image = Vec::new();
+    let mut cursor = engine.begin_snapshot();
+    while engine.snapshot_slice_of(&mut cursor, &mut image, slice) {}
+    engine.end_snapshot(cursor);
+    image
+}
+
+pub fn restore(image: &[u8]) -> Engine {
+    let mut reader = image;
+    Engine::restore(&mut reader).unwrap()
+}
+
+const GATEWAY: Gateway = Gateway { node: 1, epoch: 1 };
+
+/// An engine, and the entries it is given.
+struct Driver {
+    engine: Engine,
+    index: u64,
+    sequence: u64,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let mut driver = Driver { engine: Engine::new(), index: 0, sequence: 0 };
+        let up = Sect {
+            gateway: Gateway { epoch: 0, ..GATEWAY },
+            sequence: 0,
+            commands: vec![Cmd::Up { nonce: 1 }],
+        };
+        driver.entry(Entry { stamp: 1, lease: 1, sections: vec![up], offers: vec![] });
+        driver
+    }
+
+    fn entry(&mut self, entry: Entry) {
+        self.index += 1;
+        self.engine.apply(self.index, &entry.payload(), &mut Effects::default());
+    }
+
+    fn commands(&mut self, commands: Vec<Cmd>, offers: Vec<Offered>) {
+        self.sequence += 1;
+        let now = self.sequence * 1000;
+        let sections = vec![Sect { gateway: GATEWAY, sequence: self.sequence, commands }];
+        self.entry(Entry { stamp: now, lease: now, sections, offers });
+    }
+
+    /// Jobs in all states in many tubes.
+    fn fill(&mut self, jobs: u64) {
+        let put = |id: u64| Cmd::Put {
+            conn: 1,
+            tube: format!("t{}", id % 7),
+            pri: (id % 3) as u32 * 1000,
+            delay: u32::from(id.is_multiple_of(5)) * 100,
+            ttr: 60,
+            bytes: (id % 200) as usize,
+        };
+        for first in (0..jobs).step_by(100) {
+            self.commands((first..first + 100).map(put).collect(), vec![]);
+        }
+        let reserve = |id| Cmd::ReserveJob { conn: id % 9, id };
+        self.commands((1..jobs).step_by(4).map(reserve).collect(), vec![]);
+        let bury = |id| Cmd::Bury { conn: id % 9, id, pri: 5 };
+        self.commands((1..jobs).step_by(8).map(bury).collect(), vec![]);
+        self.commands(vec![Cmd::Pause { conn: 1, tube: "t3".into(), delay: 50, referenced: true }], vec![]);
+    }
+}
+
+#[test]
+fn slices_do_not_show_in_the_image() {
+    let mut driver = Driver::new();
+    driver.fill(3000);
+    let whole = image(&mut driver.engine, usize::MAX);
+    for slice in [1, 7, 100, 4096, 65_536] {
+        assert_eq!(image(&mut driver.engine, slice), whole, "slices of {slice} bytes");
+    }
+    let restored = restore(&whole);
+    restored.verify().unwrap();
+    assert_eq!(restored.digest(), driver.engine.digest());
+    assert_eq!(restored.totals(), driver.engine.totals());
+}
+
+#[test]
+fn what_changes_meanwhile_does_not_show_in_the_image() {
+    let mut driver = Driver::new();
+    driver.fill(3000);
+    let before = image(&mut driver.engine, usize::MAX);
+    let mut cursor = driver.engine.begin_snapshot();
+    let mut written = Vec::new();
+    // Everything changes before its turn: jobs are deleted, kicked, put; tubes lose all jobs and go.
+    let mut id = 3000;
+    while driver.engine.snapshot_slice_of(&mut cursor, &mut written, 200) {
+        let mut commands = vec![Cmd::Kick { conn: 1, tube: "t1".into(), bound: 3 }];
+        for _ in 0..100 {
+            commands.push(Cmd::Delete { conn: id % 9, id });
+            id = id.saturating_sub(1);
+        }
+        commands.push(Cmd::Put { conn: 1, tube: "t9".into(), pri: 0, delay: 0, ttr: 1, bytes: 3 });
+        commands.extend((0..7).map(|tube| Cmd::TubeGone { tube: format!("t{tube}") }));
+        driver.commands(commands, vec![]);
+    }
+    driver.engine.end_snapshot(cursor);
+    assert!(written == before, "the image is that of the moment it was begun");
+    assert_eq!(driver.engine.totals().tubes, 2, "default and t9 are left");
+    driver.engine.verify().unwrap();
+}
+
+#[test]
+fn a_snapshot_given_up_leaves_nothing() {
+    let mut driver = Driver::new();
+    driver.fill(1000);
+    let first = driver.engine.begin_snapshot();
+    let mut second = driver.engine.begin_snapshot();
+    driver.engine.end_snapshot(first);
+    let mut written = Vec::new();
+    while driver.engine.snapshot_slice(&mut second, &mut written) {}
+    driver.engine.end_snapshot(second);
+    assert_eq!(written, image(&mut driver.engine, 1000));
+}
+
+#[test]
+#[should_panic(expected = "given up")]
+fn half_an_image_never_passes_for_a_whole_one() {
+    let mut engine = Engine::new();
+    let mut first = engine.begin_snapshot();
+    let _second = engine.begin_snapshot();
+    engine.snapshot_slice(&mut first, &mut Vec::new());
+}
+
+#[test]
+fn holders_and_wants_survive_a_restore() {
+    let mut driver = Driver::new();
+    let session = SessionId { node: 1, epoch: 1, conn: 5 };
+    let put = Cmd::Put { conn: 1, tube: "x".into(), pri: 1, delay: 0, ttr: 60, bytes: 1 };
+    driver.commands(vec![put], vec![Offered { session, want: 9, tubes: vec!["x".into()] }]);
+    let mut restored = restore(&image(&mut driver.engine, 64));
+    assert_eq!(restored.session_deadline(session), Some(60_000_000 + 1000));
+    assert_eq!(restored.live_epoch(1), Some(1));
+    assert_eq!(restored.last_sequence(1), Some(1));
+    // The hand-out was never delivered: the restored engine takes it back by its want.
+    let commands = vec![Cmd::Unreserve { conn: 5, want: 9, id: 1 }];
+    let sections = vec![Sect { gateway: GATEWAY, sequence: 2, commands }];
+    let entry = Entry { stamp: 2000, lease: 2000, sections, offers: vec![] };
+    restored.apply(3, &entry.payload(), &mut Effects::default());
+    assert_eq!(restored.job(1).unwrap().reserves, 0);
+    assert!(!restored.session_holds(session));
+}
+
+#[test]
+fn a_damaged_image_is_refused() {
+    let mut driver = Driver::new();
+    driver.fill(300);
+    let good = image(&mut driver.engine, usize::MAX);
+    let refused = |image: &[u8]| {
+        let mut reader = image;
+        let error = Engine::restore(&mut reader).err().expect("damage is found");
+        assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+    };
+    for len in (0..good.len()).step_by(37).chain([good.len() - 1]) {
+        refused(&good[..len]);
+    }
+    for at in (0..good.len()).step_by(29) {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        refused(&bad);
+    }
+    refused(&[good.as_slice(), b"x"].concat());
+}
+
+#[test]
+fn every_body_is_named() {
+    let mut driver = Driver::new();
+    driver.fill(500);
+    driver.commands((100..200).map(|id| Cmd::Delete { conn: id % 9, id }).collect(), vec![]);
+    let mut bodies = Vec::new();
+    driver.engine.for_each_body(&mut |body| bodies.push(body));
+    let expected: Vec<_> = (1..=500).filter_map(|id| driver.engine.job(id)).map(|job| job.body).collect();
+    assert_eq!(bodies, expected);
+    assert_eq!(bodies.len(), 400);
+}
