@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The suites that need more than `cargo test --workspace`: time (50 kills under load, 100 random sequences), Debian's beanstalkd,
+# strace, PyPI. A test that cannot run says SKIPPED and its name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release --locked -p beanpole
+export BEANPOLE_BIN=$PWD/target/release/beanpole
+
+echo "--- long suites, and those that need a program"
+BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential} -- ${EXTRA_FILTER:-}
+
+echo "--- real clients"
+code=0
+bash tests/clients/run.sh --binary "$BEANPOLE_BIN" || code=$?
+# 3 says that a client could not be installed, by name; anything else is a failure.
+if [ "$code" != 0 ] && [ "$code" != 3 ]; then
+    exit "$code"
+fi

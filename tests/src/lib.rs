@@ -1,0 +1,23 @@
+//! Black-box tests of the whole server: real processes, real sockets, real disks.
+//!
+//! Nothing here uses Beanpole's own protocol or client crates. The text client in [`connection`] is an
+//! independent witness: a fault shared by our encoder and our decoder would be invisible to a test that
+//! used both. The same suites run against Debian's `beanstalkd`, which is the oracle.
+//!
+//! ```text
+//!   tests/wire*.rs, scripts/wire/   golden scripts    --> script
+//!   tests/differential.rs           random lockstep   --> differential
+//!   tests/crash.rs                  kill -9           --> crash
+//!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
+//! ```
+//!
+//! `README.md` of this crate says how each suite is run and what it needs.
+
+pub mod connection;
+pub mod crash;
+pub mod differential;
+pub mod extra;
+pub mod procfs;
+pub mod script;
+pub mod server;
+pub mod wait;
