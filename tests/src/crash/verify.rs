@@ -66,6 +66,8 @@ impl Audit {
             *done = Default::default();
         }
         summary.unknown += (known.put_unknown.len() + known.delete_unknown.len()) as u64;
+        // First, so that many faults of jobs cannot crowd it out.
+        self.paused();
         self.faults.append(&mut known.faults);
         owners.iter_mut().for_each(|owner| self.faults.append(&mut owner.faults));
         self.unknown_ids(owners, &mut known, summary);
@@ -73,7 +75,6 @@ impl Audit {
             self.owner(owner, summary);
         }
         self.shared(&mut known, summary);
-        self.paused();
     }
 
     /// Ids that nobody was told: puts that were on their way may have happened, once.
