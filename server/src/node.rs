@@ -12,7 +12,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use beanpole_raft::{Bodies, BodyAddr, Node, Payload, SnapshotImage, StateMachine};
 use parking_lot::Mutex;
@@ -24,6 +24,10 @@ use crate::queue::{Effects, Engine, SnapshotCursor};
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
 /// proposed, so that the disk is busy meanwhile.
 const REPLIES_AT_ONCE: usize = 32;
+
+/// How long after a proposal the thread stays awake for its commit. A fast disk syncs in less; going to sleep and being woken
+/// would cost about as much again, on virtual machines above all (see docs/adr).
+const AWAKE_MAX: Duration = Duration::from_micros(300);
 
 /// What the tasks of a node share.
 pub struct Shared {
@@ -134,6 +138,8 @@ impl Drop for Image {
 /// node no longer takes proposals.
 pub async fn pump(shared: Arc<Shared>, node: Node) {
     let bodies = node.bodies();
+    // On a single processor the flush thread needs the time.
+    let stays_awake = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
     loop {
         while let Some(batch) = next_batch(&shared) {
             if node.propose(batch).await.is_err() {
@@ -147,6 +153,9 @@ pub async fn pump(shared: Arc<Shared>, node: Node) {
         for read in cold {
             tokio::spawn(read_cold(shared.clone(), bodies.clone(), read));
         }
+        if stays_awake && await_log(&shared).await {
+            continue;
+        }
         match alarm {
             Some(us) => {
                 let _ = tokio::time::timeout(Duration::from_micros(us), shared.pump.notified()).await;
@@ -158,6 +167,28 @@ pub async fn pump(shared: Arc<Shared>, node: Node) {
         if gateway.has_replies() {
             shared.replies.notify_one();
         }
+    }
+}
+
+/// Keeps the thread looking at sockets and completions while a batch is under way, but not for long, and gives the processor
+/// to whoever else wants it. True when there is something to do for the pump.
+async fn await_log(shared: &Shared) -> bool {
+    let begun = Instant::now();
+    loop {
+        {
+            let gateway = shared.gateway.lock();
+            if gateway.has_work() {
+                return true;
+            }
+            if !gateway.awaits_log() {
+                return false;
+            }
+        }
+        if begun.elapsed() > AWAKE_MAX {
+            return false;
+        }
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
     }
 }
 

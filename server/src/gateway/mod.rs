@@ -378,6 +378,11 @@ impl Gateway {
             || self.next_tick_in_us().is_some_and(|us| self.clocks.monotonic() + us < self.alarm_us)
     }
 
+    /// Whether a batch was proposed that has not applied yet.
+    pub fn awaits_log(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     fn may_propose(&self) -> bool {
         self.open.is_some() && self.under_way.len() < BATCHES_UNDER_WAY_MAX
     }
