@@ -46,12 +46,17 @@ const SLEW_DIVISOR: u64 = 2000;
 /// One tick of the lease clock adds at most this much: the election timeout.
 pub const LEASE_STEP_MAX_US: u64 = 600_000;
 
-/// The clocks of a sitting leader.
+/// A node's clocks: those of the log while it leads, and an estimate of the leader's while it follows.
 pub struct Clocks {
     source: Box<dyn TimeSource>,
     last_monotonic: u64,
     stamp: u64,
     lease: u64,
+    /// The highest lease clock value that a leader has told outside the log.
+    heard_lease: u64,
+    leading: bool,
+    /// A leader's clock was heard in this process, so the stamp goes on from there, whatever the wall clock says.
+    follows: bool,
 }
 
 impl Clocks {
@@ -59,14 +64,34 @@ impl Clocks {
     pub fn new(source: Box<dyn TimeSource>) -> Self {
         let last_monotonic = source.monotonic_us();
         let stamp = source.wall_us();
-        Clocks { source, last_monotonic, stamp, lease: 0 }
+        Clocks { source, last_monotonic, stamp, lease: 0, heard_lease: 0, leading: false, follows: false }
     }
 
-    /// Starts from the highest values the log has seen, so that neither clock ever runs backwards.
+    /// This node leads from now on. Starts from the highest values that the log or an earlier leader has told, so that neither clock ever
+    /// runs backwards; time that no leader counted does not count against workers.
     pub fn take_office(&mut self, last_stamp: u64, last_lease: u64) {
-        self.last_monotonic = self.source.monotonic_us();
-        self.stamp = self.source.wall_us().max(last_stamp);
-        self.lease = self.lease.max(last_lease);
+        self.advance();
+        let start = if self.follows || self.leading { self.stamp } else { self.source.wall_us() };
+        self.stamp = start.max(last_stamp);
+        self.lease = last_lease.max(self.heard_lease);
+        self.leading = true;
+    }
+
+    /// Another node leads.
+    pub fn leave_office(&mut self) {
+        if self.leading {
+            self.leading = false;
+            self.heard_lease = self.heard_lease.max(self.lease);
+        }
+    }
+
+    /// The leader's clocks, as it told them a moment ago.
+    pub fn hear(&mut self, stamp: u64, lease: u64) {
+        self.advance();
+        self.follows = true;
+        self.stamp = stamp;
+        self.lease = lease;
+        self.heard_lease = self.heard_lease.max(lease);
     }
 
     /// Lets both clocks follow the time that passed since the last call.
@@ -75,7 +100,9 @@ impl Clocks {
         let elapsed = now - self.last_monotonic;
         self.last_monotonic = now;
         self.stamp += elapsed;
-        self.slew(elapsed);
+        if self.leading {
+            self.slew(elapsed);
+        }
         self.lease += elapsed.min(LEASE_STEP_MAX_US);
     }
 
@@ -181,5 +208,17 @@ mod tests {
         clocks.advance();
         assert_eq!(clocks.lease(), LEASE_STEP_MAX_US);
         assert!(clocks.stamp() >= 60 * S - S / 10);
+    }
+
+    #[test]
+    fn a_follower_that_takes_over_goes_on_from_the_leaders_clock_and_not_from_its_own() {
+        let fake = Fake::default();
+        fake.wall.store(5000 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.hear(1000 * S, 70 * S);
+        fake.wall.fetch_add(3600 * S, SeqCst);
+        fake.pass(2 * S);
+        clocks.take_office(1001 * S, 69 * S);
+        assert_eq!((clocks.stamp(), clocks.lease()), (1002 * S, 70 * S));
     }
 }

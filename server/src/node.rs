@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::gateway::{ColdRead, Gateway};
+use crate::leader::Leader;
 use crate::queue::{Effects, Engine, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
@@ -31,8 +32,10 @@ const AWAKE_MAX: Duration = Duration::from_micros(300);
 
 /// What the tasks of a node share.
 pub struct Shared {
-    /// Sessions, open batch, engine.
+    /// Sessions, open batch, engine. Locked before `leader` where both are.
     pub gateway: Mutex<Gateway>,
+    /// While this node leads: what makes entries.
+    pub leader: Mutex<Option<Leader>>,
     pump: Notify,
     replies: Notify,
 }
@@ -40,12 +43,17 @@ pub struct Shared {
 impl Shared {
     /// Wraps a gateway.
     pub fn new(gateway: Gateway) -> Arc<Self> {
-        Arc::new(Shared { gateway: Mutex::new(gateway), pump: Notify::new(), replies: Notify::new() })
+        Arc::new(Shared {
+            gateway: Mutex::new(gateway),
+            leader: Mutex::new(None),
+            pump: Notify::new(),
+            replies: Notify::new(),
+        })
     }
 
     /// Wakes whoever has something to do for the gateway as it is now.
     pub fn wake_for(&self, gateway: &Gateway) {
-        if gateway.has_work() {
+        if self.has_work(gateway) {
             self.wake_pump();
         }
         if gateway.has_replies() {
@@ -53,9 +61,23 @@ impl Shared {
         }
     }
 
+    fn has_work(&self, gateway: &Gateway) -> bool {
+        let leads = |leader: &Leader| leader.has_entry() || gateway.alarm_for(leader);
+        gateway.has_work() || self.leader.lock().as_ref().is_some_and(leads)
+    }
+
     /// Lets the pump look for work.
     pub fn wake_pump(&self) {
         self.pump.notify_one();
+    }
+
+    /// This node leads `term` from now on, and serves its own gateway as it serves others'.
+    pub fn take_office(&self, term: u64) {
+        let mut gateway = self.gateway.lock();
+        let node = gateway.node();
+        *self.leader.lock() = Some(Leader::new(term, node, &mut gateway.ground()));
+        gateway.connect_leader();
+        self.wake_pump();
     }
 }
 
@@ -78,11 +100,16 @@ impl StateMachine for Machine {
     }
 
     fn apply(&mut self, index: u64, payload: &Payload) {
-        self.shared.gateway.lock().apply(index, payload, &mut self.effects);
+        let mut gateway = self.shared.gateway.lock();
+        gateway.apply(index, payload, &mut self.effects);
+        if let Some(leader) = &mut *self.shared.leader.lock() {
+            leader.applied(&mut gateway.ground(), &self.effects);
+        }
     }
 
-    fn applied(&mut self, _index: u64) {
+    fn applied(&mut self, index: u64) {
         let mut gateway = self.shared.gateway.lock();
+        gateway.applied_up_to(index);
         gateway.flush(REPLIES_AT_ONCE);
         self.shared.wake_for(&gateway);
     }
@@ -93,7 +120,9 @@ impl StateMachine for Machine {
     }
 
     fn restore(&mut self, _index: u64, image: &mut dyn Read) -> std::io::Result<()> {
-        *self.shared.gateway.lock().engine_mut() = Engine::restore(image)?;
+        let mut gateway = self.shared.gateway.lock();
+        *gateway.engine_mut() = Engine::restore(image)?;
+        gateway.brought_forward();
         Ok(())
     }
 
@@ -134,21 +163,23 @@ impl Drop for Image {
     }
 }
 
-/// Proposes batches in order, sends cold reads to the blocking pool, and calls `tick` when something is due. Ends when the
-/// node no longer takes proposals.
+/// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool, and calls `tick` when
+/// something is due. Ends when the node no longer takes proposals.
 pub async fn pump(shared: Arc<Shared>, node: Node) {
     let bodies = node.bodies();
     // On a single processor the flush thread needs the time.
     let stays_awake = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
     loop {
-        while let Some(batch) = next_batch(&shared) {
-            if node.propose(batch).await.is_err() {
+        while let Some(entry) = next_entry(&shared) {
+            if node.propose(entry).await.is_err() {
                 return;
             }
         }
         let (cold, alarm) = {
             let mut gateway = shared.gateway.lock();
-            (gateway.take_cold(), gateway.set_alarm())
+            let leader = shared.leader.lock();
+            let due = leader.as_ref().and_then(|leader| gateway.leader_tick_in_us(leader));
+            (gateway.take_cold(), gateway.set_alarm(due))
         };
         for read in cold {
             tokio::spawn(read_cold(shared.clone(), bodies.clone(), read));
@@ -162,11 +193,18 @@ pub async fn pump(shared: Arc<Shared>, node: Node) {
             }
             None => shared.pump.notified().await,
         }
-        let mut gateway = shared.gateway.lock();
-        gateway.tick();
-        if gateway.has_replies() {
-            shared.replies.notify_one();
-        }
+        tick(&shared);
+    }
+}
+
+fn tick(shared: &Shared) {
+    let mut gateway = shared.gateway.lock();
+    gateway.tick();
+    if let Some(leader) = &mut *shared.leader.lock() {
+        leader.tick(&mut gateway.ground());
+    }
+    if gateway.has_replies() {
+        shared.replies.notify_one();
     }
 }
 
@@ -177,10 +215,11 @@ async fn await_log(shared: &Shared) -> bool {
     loop {
         {
             let gateway = shared.gateway.lock();
-            if gateway.has_work() {
+            if shared.has_work(&gateway) {
                 return true;
             }
-            if !gateway.awaits_log() {
+            let leads = shared.leader.lock().as_ref().is_some_and(Leader::awaits_log);
+            if !leads && !gateway.awaits_log() {
                 return false;
             }
         }
@@ -202,13 +241,21 @@ pub async fn reply(shared: Arc<Shared>) {
     }
 }
 
-fn next_batch(shared: &Shared) -> Option<Payload> {
+/// What this node's gateway tells a leader on this node goes straight into the open entry, which is then closed if it may be.
+fn next_entry(shared: &Shared) -> Option<Payload> {
     let mut gateway = shared.gateway.lock();
-    let batch = gateway.take_batch();
+    let mut leader = shared.leader.lock();
+    let leader = leader.as_mut()?;
+    let node = gateway.node();
+    while !leader.is_full()
+        && let Some(message) = gateway.next_message()
+    {
+        leader.message(&mut gateway.ground(), node, message);
+    }
     if gateway.has_replies() {
         shared.replies.notify_one();
     }
-    batch
+    leader.take_entry()
 }
 
 /// Reads a body that is on the disk only, away from the thread that applies.

@@ -155,11 +155,9 @@ async fn take_office(shared: Arc<Shared>, node: Node, started: std::time::Instan
     if node.ready().await.is_err() {
         return;
     }
-    let announcement = shared.gateway.lock().announce(rand::random());
-    if node.propose(announcement).await.is_err() {
-        return;
-    }
     let status = node.status();
+    shared.gateway.lock().begin(rand::random());
+    shared.take_office(status.term);
     let jobs = shared.gateway.lock().engine().totals().held();
     tracing::info!(
         node = status.node_id,

@@ -120,7 +120,7 @@ struct TubeRow {
     total_jobs: u64,
     using: u32,
     watching: u32,
-    waiting: usize,
+    waiting: u32,
     paused: bool,
 }
 

@@ -59,18 +59,55 @@ impl Gateway {
             self.bodies.release(*addr);
         }
         self.note_applied(effects);
-        for tube in &effects.ready_tubes {
-            self.offer_for_ready(tube);
+        if self.epoch.is_some() && self.engine.live_epoch(self.node) != self.epoch {
+            self.life_ended();
         }
-        for tube in &effects.emptied {
-            if self.tubes.find(tube).is_none() {
-                self.tube_unused(tube);
-            }
-        }
+        self.applied_up_to(index);
+    }
+
+    /// Everything up to this index has applied, entries that concern nobody here included.
+    pub fn applied_up_to(&mut self, index: u64) {
+        self.applied_index = self.applied_index.max(index);
         self.evaluate_reads();
     }
 
+    /// The state was replaced by a snapshot of another node: what became of the batches that it covers is not known here.
+    pub fn brought_forward(&mut self) {
+        if self.epoch.is_none() {
+            return;
+        }
+        if self.engine.live_epoch(self.node) != self.epoch {
+            return self.life_ended();
+        }
+        let last = self.engine.last_sequence(self.node).unwrap_or(0);
+        while self.applied < last.min(self.proposed) {
+            self.applied += 1;
+            self.under_way.pop_front();
+        }
+        self.close_all(|session| session.is_owed() || matches!(session.blocked, Blocked::Reserving(_)));
+    }
+
+    /// The cluster has ended this gateway's life: its clients' jobs are others' now. It begins another.
+    fn life_ended(&mut self) {
+        tracing::warn!(
+            node = self.node,
+            "this node was taken for dead by the cluster; its clients are disconnected"
+        );
+        self.epoch = None;
+        self.nonce = self.nonce.map(|nonce| nonce.wrapping_add(1));
+        self.open = None;
+        self.under_way.clear();
+        self.reads.clear();
+        self.unplaced = 0;
+        self.close_all(|_| true);
+        self.tell_announcement();
+    }
+
     fn announced(&mut self, epoch: u64) {
+        if self.epoch == Some(epoch) {
+            // Announced twice, because the first word of it seemed lost.
+            return;
+        }
         self.epoch = Some(epoch);
         (self.proposed, self.applied) = (0, 0);
         self.under_way.clear();
@@ -106,19 +143,9 @@ impl Gateway {
         }
     }
 
-    /// Jobs became ready: as many of those who wait for them are offered.
-    fn offer_for_ready(&mut self, tube: &str) {
-        let ready = self.engine.has_ready(tube.as_bytes());
-        if ready > 0
-            && self.is_serving()
-            && let Some(tube) = self.tubes.find(tube)
-        {
-            self.offer_waiting(tube, ready);
-        }
-    }
-
     fn outcome(&mut self, conn: ConnId, outcome: &Outcome) {
         let reply = match outcome {
+            Outcome::Reserved { .. } if !self.may_hand_out() => return self.close(conn),
             Outcome::Reserved { id, body } => {
                 return self.deliver(conn, Delivery::ReserveJob { id: *id }, *id, *body);
             }
@@ -152,10 +179,10 @@ impl Gateway {
 
     fn handed_out(&mut self, conn: ConnId, handout: &Handout) {
         if self.is_outstanding(conn, handout.want) {
-            self.stop_waiting(conn);
-            if let Some(session) = self.sessions.get_mut(conn) {
-                session.blocked = Blocked::No;
+            if !self.may_hand_out() {
+                return self.close(conn);
             }
+            self.end_want(conn);
             let delivery = Delivery::Handout { id: handout.id, want: handout.want };
             self.deliver(conn, delivery, handout.id, handout.body);
         } else if self.sessions.get(conn).is_some() {

@@ -48,10 +48,15 @@ impl Gateway {
     fn put(&mut self, conn: ConnId, header: &PutHeader, body: Bytes) {
         self.counters.put += 1;
         let draining = self.engine.draining();
+        let cut_off = self.is_cut_off();
         let Some(session) = self.sessions.get_mut(conn) else { return };
         session.producer = true;
         if draining {
             return self.reply_now(conn, &Reply::Draining);
+        }
+        if cut_off {
+            // Certainly never proposed, and said in a word that every client knows.
+            return self.reply_now(conn, &Reply::OutOfMemory);
         }
         session.unanswered_bytes += body.len();
         session.slots.push_back(Slot::Logged { body: body.len(), silent: false });
@@ -63,13 +68,13 @@ impl Gateway {
         open.may_ready |= header.delay == 0;
         let name = tubes.get(tube).name().as_bytes();
         open.builder.put(conn.0, name, header.pri, header.delay, header.ttr, body);
-        if header.delay == 0 {
-            self.offer_waiting(tube, 1);
-        }
     }
 
     /// Appends a command to the open batch; its reply is owed from now on.
     fn log(&mut self, conn: ConnId, may_ready: bool, append: impl FnOnce(&mut OpenBatch)) {
+        if self.is_cut_off() {
+            return self.close(conn);
+        }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         session.slots.push_back(Slot::Logged { body: 0, silent: false });
         let open = self.open_batch();
@@ -104,9 +109,6 @@ impl Gateway {
             Command::Release { id, pri, delay } => {
                 self.counters.release += 1;
                 self.log(conn, delay == 0, |open| open.builder.release(c, id.0, pri.0, delay));
-                if delay == 0 {
-                    self.offer_for_job(id.0);
-                }
             }
             Command::Bury { id, pri } => {
                 self.counters.bury += 1;
@@ -120,7 +122,6 @@ impl Gateway {
             Command::KickJob(id) => {
                 self.counters.kick_job += 1;
                 self.log(conn, true, |open| open.builder.kick_job(c, id.0));
-                self.offer_for_job(id.0);
             }
             Command::PauseTube { tube, delay } => self.pause_tube(conn, tube.as_str(), delay),
             Command::Peek(id) => self.read(conn, |c| &mut c.peek, ReadCommand::Peek(id.0)),
@@ -148,22 +149,23 @@ impl Gateway {
     fn use_tube(&mut self, conn: ConnId, name: &str) {
         self.counters.use_tube += 1;
         let Some(session) = self.sessions.get_mut(conn) else { return };
+        let known = self.tubes.find(name).is_some();
         let before = std::mem::replace(&mut session.used, self.tubes.add_using(name));
         let unused = self.tubes.drop_using(before);
         self.reply_now(conn, &Reply::Using(name));
-        if let Some(unused) = unused {
-            self.tube_unused(&unused);
-        }
+        self.tell_refers(name, known, unused);
     }
 
     fn watch(&mut self, conn: ConnId, name: &str) {
         self.counters.watch += 1;
         let Some(session) = self.sessions.get_mut(conn) else { return };
-        if !self.tubes.find(name).is_some_and(|tube| session.watched.contains(&tube)) {
+        let known = self.tubes.find(name);
+        if !known.is_some_and(|tube| session.watched.contains(&tube)) {
             session.watched.push(self.tubes.add_watching(name));
         }
         let count = session.watched.len() as u64;
         self.reply_now(conn, &Reply::Watching(count));
+        self.tell_refers(name, known.is_some(), None);
     }
 
     fn ignore(&mut self, conn: ConnId, name: &str) {
@@ -180,9 +182,7 @@ impl Gateway {
         };
         let count = session.watched.len() as u64;
         self.reply_now(conn, &Reply::Watching(count));
-        if let Some(unused) = unused {
-            self.tube_unused(&unused);
-        }
+        self.tell_refers(name, true, unused);
     }
 
     fn list_tube_used(&mut self, conn: ConnId) {
@@ -203,13 +203,8 @@ impl Gateway {
     fn kick(&mut self, conn: ConnId, bound: u32) {
         self.counters.kick += 1;
         let Some(session) = self.sessions.get(conn) else { return };
-        let tube = session.used;
-        let name: Box<str> = self.tubes.get(tube).name().into();
+        let name = self.tubes.get(session.used).shared_name();
         self.log(conn, true, |open| open.builder.kick(conn.0, name.as_bytes(), bound));
-        // As in beanstalkd, each kicked job goes to who waits for it before the next one is kicked.
-        let view = self.engine.tube(name.as_bytes()).unwrap_or_default();
-        let most = u64::from(bound).min(view.buried.max(view.delayed));
-        self.offer_waiting(tube, usize::try_from(most).unwrap_or(usize::MAX));
     }
 
     /// A tube that only a client uses or watches exists too, though the engine does not know it.

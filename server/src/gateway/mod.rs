@@ -14,7 +14,9 @@
 //! tasks. So a test or a simulation can drive it step by step.
 //!
 //! - `commands`: one request in
-//! - `wants`: reserves that wait, and their offers
+//! - `wants`: reserves that wait
+//! - `uplink`: what the leader is told, and told again
+//! - `lease`: how long to go on without the leader
 //! - `reads`: commands answered from the state
 //! - `applied`: what an applied entry means for sessions
 //! - `session`, `tubes`, `counters`: the state
@@ -22,9 +24,11 @@
 mod applied;
 mod commands;
 pub mod counters;
+pub mod lease;
 mod reads;
 pub mod session;
 pub mod tubes;
+mod uplink;
 mod wants;
 
 #[cfg(test)]
@@ -33,14 +37,18 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use beanpole_raft::{BodyAddr, BodyError, Payload};
+use beanpole_raft::{BodyAddr, BodyError};
 use bytes::BytesMut;
 
 use crate::clock::Clocks;
+use crate::leader::ToLeader;
 use crate::queue::{self, BatchBuilder, Engine, SessionId};
 use counters::Counters;
+use lease::Lease;
+use reads::Read;
 use session::{Blocked, ConnId, Outlet, Session, Sessions, Slot};
-use tubes::{Ticket, TubeTable};
+use tubes::TubeTable;
+use uplink::UnderWay;
 
 /// Replies one session may be owed; it takes no more commands until some are answered.
 const SLOTS_MAX: usize = 2048;
@@ -50,15 +58,12 @@ const OUT_BYTES_MAX: usize = 256 << 10;
 const UNANSWERED_BYTES_MAX: usize = 1 << 20;
 /// Bytes in the open batch at which no session may add to it, until it is proposed.
 const BATCH_BYTES_MAX: usize = 2 << 20;
-/// Batches proposed and not yet applied, at most. While one is being synced the next can be on its way, and commands that
-/// come meanwhile gather in the open batch: larger batches cost less than more of them.
-const BATCHES_UNDER_WAY_MAX: usize = 2;
+/// Batches on their way and not yet applied, at most; commands that come meanwhile gather in the open batch.
+const BATCHES_UNDER_WAY_MAX: usize = crate::leader::ENTRIES_UNDER_WAY_MAX;
 /// A reply buffer that grew beyond this is given back when it is empty.
 const OUT_KEEP_BYTES: usize = 4 << 10;
 /// `DEADLINE_SOON` is due when a reserved job has this long left, in microseconds.
 const SAFETY_MARGIN_US: u64 = 1_000_000;
-/// While jobs are reserved the lease clock is advanced at least this often, in microseconds: half of what one step may add.
-const LEASE_TICK_US: u64 = crate::clock::LEASE_STEP_MAX_US / 2;
 
 /// Where bodies are read.
 pub trait BodySource: Send {
@@ -121,15 +126,26 @@ pub struct Gateway {
     proposed: u64,
     /// The sequence number of the last batch that has applied.
     applied: u64,
-    /// Of each batch between the two: may it make a job ready?
-    under_way: VecDeque<bool>,
-    /// Reads, with the batch they wait for.
-    reads: VecDeque<(u64, ConnId)>,
+    /// Each batch between the two.
+    under_way: VecDeque<UnderWay>,
+    /// The highest index applied here.
+    applied_index: u64,
+    /// There are other nodes: what is committed, and who leads, is not known here alone.
+    clustered: bool,
+    /// A leader takes messages.
+    connected: bool,
+    /// Messages for it, oldest first.
+    outbox: VecDeque<ToLeader>,
+    lease: Lease,
+    /// Reads that wait, oldest first.
+    reads: VecDeque<Read>,
+    /// How many of them the leader is still to be asked about.
+    unplaced: usize,
+    last_barrier: u64,
     /// When a waiting reserve must be looked at, in monotonic microseconds.
     timers: BTreeSet<(u64, ConnId)>,
     /// When the shell will call `tick`, in monotonic microseconds.
     alarm_us: u64,
-    next_ticket: Ticket,
     next_token: u64,
     /// Sessions with bytes to write or something to tell their task.
     dirty: VecDeque<ConnId>,
@@ -168,10 +184,16 @@ impl Gateway {
             proposed: 0,
             applied: 0,
             under_way: VecDeque::new(),
+            applied_index: 0,
+            clustered: false,
+            connected: false,
+            outbox: VecDeque::new(),
+            lease: Lease::default(),
             reads: VecDeque::new(),
+            unplaced: 0,
+            last_barrier: 0,
             timers: BTreeSet::new(),
             alarm_us: u64::MAX,
-            next_ticket: 0,
             next_token: 0,
             dirty: VecDeque::new(),
             cold: Vec::new(),
@@ -179,6 +201,11 @@ impl Gateway {
             stopping: false,
             draining_wanted: None,
         }
+    }
+
+    /// The number of the node.
+    pub fn node(&self) -> u32 {
+        self.node
     }
 
     /// The engine, for reading.
@@ -216,17 +243,7 @@ impl Gateway {
         self.bodies = bodies;
     }
 
-    // ---- taking office ----
-
-    /// The batch that announces this gateway. Its log index becomes the epoch of all sessions.
-    pub fn announce(&mut self, nonce: u64) -> Payload {
-        self.nonce = Some(nonce);
-        self.clocks.take_office(self.engine.stamp(), self.engine.lease());
-        let mut builder = BatchBuilder::new(self.clocks.stamp(), self.clocks.lease());
-        builder.section(queue::Gateway { node: self.node, epoch: 0 }, 0);
-        builder.gateway_up(nonce);
-        builder.finish()
-    }
+    // ---- its life ----
 
     /// Whether commands are taken: the gateway is announced and not stopping.
     pub fn is_serving(&self) -> bool {
@@ -267,6 +284,7 @@ impl Gateway {
             worker: false,
             stalled: false,
             input_ended: false,
+            dead: false,
             dirty: false,
             wake: false,
         })
@@ -282,12 +300,13 @@ impl Gateway {
 
     /// Whether the session takes a command now. If not, its task is woken when that may have changed.
     pub fn may_take(&mut self, conn: ConnId) -> bool {
-        if !self.is_serving() {
+        if !self.is_serving() && (self.stopping || !self.is_cut_off()) {
             return false;
         }
         let full = self.open.as_ref().is_some_and(|open| open.bytes >= BATCH_BYTES_MAX);
         let Some(session) = self.sessions.get_mut(conn) else { return false };
         let takes = session.blocked == Blocked::No
+            && !session.dead
             && session.slots.len() < SLOTS_MAX
             && session.out.len() < OUT_BYTES_MAX
             && session.unanswered_bytes < UNANSWERED_BYTES_MAX;
@@ -303,7 +322,10 @@ impl Gateway {
         let Some(session) = self.sessions.get(conn) else {
             return Outlook { close: true, unwritten: false };
         };
-        let owed = !session.out.is_empty() || !session.slots.is_empty();
+        if session.dead {
+            return Outlook { close: true, unwritten: false };
+        }
+        let owed = session.is_owed();
         let done = match &session.blocked {
             Blocked::Closing => !owed,
             Blocked::No => session.input_ended && !owed,
@@ -314,14 +336,10 @@ impl Gateway {
 
     /// The connection is gone. Jobs it holds return to ready.
     pub fn disconnect(&mut self, conn: ConnId) {
-        self.stop_want(conn);
+        let undelivered = self.undelivered(conn);
+        self.untell_want(conn);
+        self.end_want(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
-        let undelivered: Vec<u64> = match &session.blocked {
-            Blocked::Reserving(want) => vec![want.number],
-            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => {
-                session.slots.iter().filter_map(cold_want).collect()
-            }
-        };
         let may_hold = session.slots.iter().any(|slot| matches!(slot, Slot::Logged { .. }))
             || self.session_id(conn).is_some_and(|id| self.engine.session_holds(id))
             || !undelivered.is_empty();
@@ -329,27 +347,39 @@ impl Gateway {
             let open = self.open_batch();
             open.builder.session_closed(conn.0, &undelivered);
             open.may_ready = true;
-            let held: Vec<u64> =
-                self.session_id(conn).map(|id| self.engine.session_jobs(id).collect()).unwrap_or_default();
-            for job in held {
-                self.offer_for_job(job);
-            }
         }
-        let mut unused = Vec::new();
-        unused.extend(self.tubes.drop_using(session.used));
+        let unused = self.tubes.drop_using(session.used);
+        self.tell_unused(unused);
         for tube in session.watched {
-            unused.extend(self.tubes.drop_watching(tube));
-        }
-        for name in unused {
-            self.tube_unused(&name);
+            let unused = self.tubes.drop_watching(tube);
+            self.tell_unused(unused);
         }
     }
 
-    /// Nobody here uses or watches the tube any longer: if it holds nothing it goes, with its counters.
-    fn tube_unused(&mut self, name: &str) {
-        let idle = self.engine.tube(name.as_bytes()).is_some_and(|tube| tube.is_empty());
-        if idle && name != "default" && self.epoch.is_some() && self.tubes.find(name).is_none() {
-            self.open_batch().builder.tube_gone(name.as_bytes());
+    /// The wants whose hand-out, if there was one, has not been written to the client.
+    fn undelivered(&self, conn: ConnId) -> Vec<u64> {
+        let Some(session) = self.sessions.get(conn) else { return Vec::new() };
+        match &session.blocked {
+            Blocked::Reserving(want) => vec![want.number],
+            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => {
+                session.slots.iter().filter_map(cold_want).collect()
+            }
+        }
+    }
+
+    /// Closes a connection at once: what it is owed cannot be known, or what it holds is others' by now.
+    fn close(&mut self, conn: ConnId) {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.dead = true;
+            self.touch_session(conn, true);
+        }
+    }
+
+    fn close_all(&mut self, which: impl Fn(&Session) -> bool) {
+        let conns: Vec<ConnId> =
+            self.sessions.iter().filter(|session| which(session)).map(|session| session.conn).collect();
+        for conn in conns {
+            self.close(conn);
         }
     }
 
@@ -361,50 +391,32 @@ impl Gateway {
 
     /// The batch that commands go to, opened if there is none.
     fn open_batch(&mut self) -> &mut OpenBatch {
-        let Gateway { open, clocks, node, epoch, proposed, .. } = self;
+        let Gateway { open, node, epoch, proposed, .. } = self;
         open.get_or_insert_with(|| {
-            clocks.advance();
-            let mut builder = BatchBuilder::new(clocks.stamp(), clocks.lease());
+            // The leader puts its own clocks into the entry.
+            let mut builder = BatchBuilder::new(0, 0);
             let epoch = epoch.expect("commands are taken only once the gateway is announced");
             builder.section(queue::Gateway { node: *node, epoch }, *proposed + 1);
             OpenBatch { builder, may_ready: false, bytes: 0 }
         })
     }
 
-    /// Whether the shell has something to do: a batch to propose, bodies to read, or an earlier time to wake up at.
+    /// Whether the shell has something to do: messages for the leader, bodies to read, or an earlier time to wake up at.
     pub fn has_work(&self) -> bool {
-        self.may_propose()
+        self.has_messages()
             || !self.cold.is_empty()
             || self.next_tick_in_us().is_some_and(|us| self.clocks.monotonic() + us < self.alarm_us)
     }
 
-    /// Whether a batch was proposed that has not applied yet.
+    /// Whether a batch or an entry with reserves is awaited that has not applied yet.
     pub fn awaits_log(&self) -> bool {
         !self.under_way.is_empty()
     }
 
-    fn may_propose(&self) -> bool {
-        self.open.is_some() && self.under_way.len() < BATCHES_UNDER_WAY_MAX
-    }
-
-    /// Closes the open batch and hands it out to be proposed, unless enough are under way. Batches must be proposed in the
-    /// order they are taken.
-    pub fn take_batch(&mut self) -> Option<Payload> {
-        if !self.may_propose() {
-            return None;
-        }
-        let open = self.open.take()?;
-        self.proposed += 1;
-        self.under_way.push_back(open.may_ready);
-        for conn in std::mem::take(&mut self.stalled) {
-            self.touch_session(conn, true);
-        }
-        Some(open.builder.finish())
-    }
-
     /// Whether a batch that has not applied may make a job ready.
     fn may_become_ready(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.may_ready) || self.under_way.iter().any(|may| *may)
+        self.open.as_ref().is_some_and(|open| open.may_ready)
+            || self.under_way.iter().any(|batch| batch.may_ready)
     }
 
     /// Sets the cluster's draining flag: `put` answers `DRAINING`.
@@ -418,7 +430,7 @@ impl Gateway {
 
     // ---- time ----
 
-    /// Does what is due now: ends reserves that timed out, and proposes a batch for due jobs.
+    /// Does what is due now: reserves that time out, and connections that this node may no longer keep.
     pub fn tick(&mut self) {
         self.clocks.advance();
         let now = self.clocks.monotonic();
@@ -429,35 +441,33 @@ impl Gateway {
             self.timers.remove(&(at, conn));
             self.want_timer_fired(conn);
         }
-        let idle = self.open.is_none() && self.under_way.is_empty();
-        if idle && self.is_serving() && self.engine.due_now(self.clocks.stamp(), self.clocks.lease()) > 0 {
-            self.open_batch().may_ready = true;
-        }
+        self.heed_lease();
     }
 
-    /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before. Until
-    /// then [`Gateway::has_work`] tells when something earlier comes up.
-    pub fn set_alarm(&mut self) -> Option<u64> {
+    /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before; `other` is when the
+    /// shell has something else to do. Until then [`Gateway::has_work`] tells when something earlier comes up.
+    pub fn set_alarm(&mut self, other: Option<u64>) -> Option<u64> {
         self.clocks.advance();
-        let next = self.next_tick_in_us();
+        let next = self.next_tick_in_us().into_iter().chain(other).min();
         self.alarm_us = next.map_or(u64::MAX, |us| self.clocks.monotonic() + us);
         next
     }
 
-    fn next_tick_in_us(&self) -> Option<u64> {
-        let now = self.clocks.monotonic();
-        let want = self.timers.first().map(|(at, _)| at.saturating_sub(now));
-        let lease = (self.engine.totals().reserved > 0).then_some(LEASE_TICK_US);
-        // A batch under way fires what is due when it applies, and this is asked again then.
-        let due = if self.open.is_none() && self.under_way.is_empty() { self.next_due_in_us() } else { None };
-        [want, lease, due].into_iter().flatten().min()
+    /// Whether the alarm is set later than this.
+    pub fn alarm_is_after(&self, us: u64) -> bool {
+        self.clocks.monotonic() + us < self.alarm_us
     }
 
-    fn next_due_in_us(&self) -> Option<u64> {
-        let due = self.engine.next_due();
-        let stamp = due.stamp.map(|at| at.saturating_sub(self.clocks.stamp()));
-        let lease = due.lease.map(|at| at.saturating_sub(self.clocks.lease()));
-        stamp.into_iter().chain(lease).min()
+    fn next_tick_in_us(&self) -> Option<u64> {
+        let now = self.clocks.monotonic();
+        let want = self.timers.first().map(|(at, _)| *at);
+        let lease = if self.sessions.len() > 0 { self.lease.changes_at(now) } else { None };
+        want.into_iter().chain(lease).min().map(|at| at.saturating_sub(now))
+    }
+
+    /// What a leader on this node looks at.
+    pub fn ground(&mut self) -> crate::leader::Ground<'_> {
+        crate::leader::Ground { engine: &self.engine, clocks: &mut self.clocks }
     }
 
     // ---- towards sockets ----
@@ -491,7 +501,7 @@ impl Gateway {
         }
         session.dirty = false;
         let woken = std::mem::take(&mut session.wake);
-        if !write_out(session) || woken || session.input_ended {
+        if session.dead || !write_out(session) || woken || session.input_ended {
             session.outlet.wake();
         }
     }

@@ -1,39 +1,138 @@
 //! Commands answered from the state without a log entry: `peek*`, `stats*`, `list-tubes`.
 //!
-//! A read waits until every batch that was open or proposed when it came has applied here, and is evaluated then. As replies
-//! to changes also leave only after they applied, a client never reads an older state than one it has been told of.
+//! A read waits until every batch that was open or proposed when it came has applied here, and, where there are other nodes,
+//! until everything has applied that was committed when it came: the leader is asked how far that is, for all reads that came
+//! meanwhile at once. As replies to changes also leave only after they applied, a client never reads an older state than one that
+//! anybody has been told of.
 
 use beanpole_protocol::stats::{JobStats, ServerStats, TubeStats};
 use beanpole_protocol::{JobId, Reply, stats};
 
 use super::session::{Blocked, ConnId, ReadCommand};
+
 use super::{Gateway, applied::Delivery};
 use crate::queue::{JobState, JobView};
+
+/// A read that waits for the state to be new enough.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    conn: ConnId,
+    /// The batch of this gateway that must have applied.
+    after: u64,
+    place: Place,
+}
+
+/// How far the log must have applied for a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The leader is to be asked.
+    Unknown,
+    /// The leader was asked under this number.
+    Asked(u64),
+    /// Up to this index.
+    At(u64),
+}
 
 impl Gateway {
     /// Starts a read of a session that is owed nothing.
     pub(super) fn begin_read(&mut self, conn: ConnId, read: ReadCommand) {
-        let after = if self.open.is_some() { self.proposed + 1 } else { self.proposed };
-        if self.applied >= after {
+        if self.is_cut_off() {
+            return self.close(conn);
+        }
+        if self.reads_at_once() {
             return self.evaluate(conn, &read);
         }
         if let Some(session) = self.sessions.get_mut(conn) {
             session.blocked = Blocked::Reading(read);
-            self.reads.push_back((after, conn));
+            self.queue_read(conn);
         }
     }
 
-    /// Evaluates the reads whose batches have applied.
+    /// Looks for ready jobs on behalf of a reserve.
+    pub(super) fn begin_check(&mut self, conn: ConnId) {
+        // What is under way may make a job ready, and then the next entry decides: no need to wait for it here.
+        if !self.clustered {
+            return self.checked(conn);
+        }
+        self.queue_read(conn);
+    }
+
+    /// Whether a read that starts now needs nothing that is not here.
+    fn reads_at_once(&self) -> bool {
+        !self.clustered && self.applied >= self.last_batch()
+    }
+
+    /// The number of the last batch that holds commands.
+    fn last_batch(&self) -> u64 {
+        if self.open.is_some() { self.proposed + 1 } else { self.proposed }
+    }
+
+    fn queue_read(&mut self, conn: ConnId) {
+        let read = if self.clustered {
+            self.unplaced += 1;
+            Read { conn, after: 0, place: Place::Unknown }
+        } else {
+            Read { conn, after: self.last_batch(), place: Place::At(0) }
+        };
+        self.reads.push_back(read);
+    }
+
+    /// The number under which the leader is to be asked how far the log was committed, if reads need it.
+    pub fn take_barrier(&mut self) -> Option<u64> {
+        if self.unplaced == 0 || !self.connected {
+            return None;
+        }
+        self.last_barrier += 1;
+        let asked = Place::Asked(self.last_barrier);
+        for read in self.reads.iter_mut().rev().take_while(|read| read.place == Place::Unknown) {
+            read.place = asked;
+        }
+        self.unplaced = 0;
+        Some(self.last_barrier)
+    }
+
+    /// The leader's answer: everything that was committed when it was asked is up to `index`.
+    pub fn barrier_reached(&mut self, barrier: u64, index: u64) {
+        for read in &mut self.reads {
+            match read.place {
+                Place::Asked(asked) if asked <= barrier => read.place = Place::At(index),
+                Place::Asked(_) | Place::Unknown => break,
+                Place::At(_) => {}
+            }
+        }
+        self.evaluate_reads();
+    }
+
+    /// The leader that was asked is gone.
+    pub(super) fn ask_barriers_again(&mut self) {
+        for read in &mut self.reads {
+            if matches!(read.place, Place::Asked(_)) {
+                read.place = Place::Unknown;
+            }
+        }
+        self.unplaced = self.reads.iter().filter(|read| read.place == Place::Unknown).count();
+    }
+
+    /// Evaluates the reads that have what they wait for.
     pub(super) fn evaluate_reads(&mut self) {
-        while let Some(&(after, conn)) = self.reads.front() {
-            if after > self.applied {
+        while let Some(read) = self.reads.front() {
+            let reached = matches!(read.place, Place::At(index) if index <= self.applied_index);
+            if !reached || read.after > self.applied {
                 return;
             }
+            let conn = read.conn;
             self.reads.pop_front();
             let Some(session) = self.sessions.get_mut(conn) else { continue };
-            if let Blocked::Reading(read) = std::mem::take(&mut session.blocked) {
-                self.evaluate(conn, &read);
-                self.touch_session(conn, true);
+            match std::mem::take(&mut session.blocked) {
+                Blocked::Reading(read) => {
+                    self.evaluate(conn, &read);
+                    self.touch_session(conn, true);
+                }
+                reserving @ Blocked::Reserving(_) => {
+                    session.blocked = reserving;
+                    self.checked(conn);
+                }
+                other @ (Blocked::No | Blocked::Held(_) | Blocked::Closing) => session.blocked = other,
             }
         }
     }
@@ -136,7 +235,7 @@ impl Gateway {
         if let Some(tube) = client {
             stats.current_using = u64::from(tube.using());
             stats.current_watching = u64::from(tube.watching());
-            stats.current_waiting = tube.waiting() as u64;
+            stats.current_waiting = u64::from(tube.waiting());
         }
         if let Some(view) = view {
             stats.current_jobs_urgent = view.urgent;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use beanpole_protocol::Reply;
 use bytes::{Bytes, BytesMut};
 
-use super::tubes::{Ticket, TubeRef};
+use super::tubes::TubeRef;
 
 /// A connection's number, never used twice in a process: the slot in the table below, a count above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,8 +46,6 @@ pub trait Outlet: Send + Sync {
 pub struct Want {
     /// Counts the reserves of this session.
     pub number: u64,
-    /// When it entered the order of waiting.
-    pub ticket: Ticket,
     /// Monotonic microseconds at which `TIMED_OUT` is due; none waits for ever.
     pub times_out_us: Option<u64>,
     /// When it is looked at next, in monotonic microseconds.
@@ -59,10 +57,12 @@ pub struct Want {
 /// Where a want stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WantState {
-    /// In the order of waiting of every watched tube.
+    /// Whether a job is ready is being found out: the answer is due, or the want is new.
+    Checked,
+    /// The leader knows it, and offers it when something becomes ready.
     Waiting,
-    /// Offered in a batch whose fate is not known yet: it can neither time out nor be offered again.
-    Offered,
+    /// The leader was told to try it in the next entry, whose outcome is the answer.
+    Tried,
 }
 
 /// A command that cannot run before the answers of all earlier ones are known.
@@ -167,6 +167,8 @@ pub struct Session {
     pub stalled: bool,
     /// The client sends nothing more.
     pub input_ended: bool,
+    /// It must be closed at once: its answers cannot be known, or its jobs may be others' by now.
+    pub dead: bool,
     /// It is in the list of sessions with something to write or wake.
     pub dirty: bool,
     /// Its task should look again at what it may do.
@@ -174,6 +176,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether a reply is to come or to be written.
+    pub fn is_owed(&self) -> bool {
+        !self.out.is_empty() || !self.slots.is_empty() || matches!(self.blocked, Blocked::Reading(_))
+    }
+
     /// Appends a reply, or lets it wait behind those that are owed before it.
     pub fn reply(&mut self, reply: &Reply<'_>) {
         if self.slots.is_empty() {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::session::{ConnId, Outlet};
 use super::{BodySource, Facts, Gateway};
 use crate::clock::{Clocks, TimeSource};
+use crate::leader::Leader;
 use crate::queue::Effects;
 
 /// Time that passes when a test says so.
@@ -72,9 +73,10 @@ impl Outlet for Client {
     }
 }
 
-/// A gateway with clients. Batches apply in `settle`, or one at a time in `apply_one`.
+/// A gateway with clients, and the leader on its node. Entries apply in `settle`, or one at a time in `apply_one`.
 struct Bench {
     gateway: Gateway,
+    leader: Option<Leader>,
     entries: Entries,
     time: Time,
     effects: Effects,
@@ -84,8 +86,7 @@ struct Bench {
 impl Bench {
     fn new(clients: usize) -> Self {
         let mut bench = Bench::unannounced();
-        let up = bench.gateway.announce(42);
-        bench.commit(up);
+        bench.announce(42);
         for _ in 0..clients {
             bench.connect();
         }
@@ -96,7 +97,40 @@ impl Bench {
         let (entries, time) = (Entries::default(), Time::default());
         let clocks = Clocks::new(Box::new(time.clone()));
         let gateway = Gateway::new(1, clocks, Box::new(entries.clone()), Box::new(NoFacts));
-        Bench { gateway, entries, time, effects: Effects::default(), clients: Vec::new() }
+        Bench { gateway, leader: None, entries, time, effects: Effects::default(), clients: Vec::new() }
+    }
+
+    /// Takes office, and lets the gateway announce itself.
+    fn announce(&mut self, nonce: u64) {
+        self.take_office(nonce);
+        assert!(self.apply_one());
+    }
+
+    fn take_office(&mut self, nonce: u64) {
+        self.leader = Some(Leader::new(1, 1, &mut self.gateway.ground()));
+        self.gateway.begin(nonce);
+        self.gateway.connect_leader();
+    }
+
+    /// The next entry that the leader would propose.
+    fn take_entry(&mut self) -> Option<Payload> {
+        let leader = self.leader.as_mut()?;
+        while let Some(message) = self.gateway.next_message() {
+            leader.message(&mut self.gateway.ground(), 1, message);
+        }
+        leader.take_entry()
+    }
+
+    fn tick(&mut self) {
+        self.gateway.tick();
+        if let Some(leader) = &mut self.leader {
+            leader.tick(&mut self.gateway.ground());
+        }
+    }
+
+    fn set_alarm(&mut self) -> Option<u64> {
+        let due = self.leader.as_ref().and_then(|leader| self.gateway.leader_tick_in_us(leader));
+        self.gateway.set_alarm(due)
     }
 
     fn connect(&mut self) {
@@ -116,15 +150,18 @@ impl Bench {
             entries.0.len() as u64
         };
         self.gateway.apply(index, &payload, &mut self.effects);
+        if let Some(leader) = &mut self.leader {
+            leader.applied(&mut self.gateway.ground(), &self.effects);
+        }
         self.gateway.flush(usize::MAX);
     }
 
-    /// Applies the open batch, if there is one.
+    /// Applies the open entry, if there is one.
     fn apply_one(&mut self) -> bool {
-        let batch = self.gateway.take_batch();
-        let some = batch.is_some();
-        if let Some(batch) = batch {
-            self.commit(batch);
+        let entry = self.take_entry();
+        let some = entry.is_some();
+        if let Some(entry) = entry {
+            self.commit(entry);
         }
         some
     }
@@ -133,7 +170,7 @@ impl Bench {
     fn settle(&mut self) {
         for _ in 0..1000 {
             self.decode_all();
-            self.gateway.tick();
+            self.tick();
             self.gateway.flush(usize::MAX);
             if !self.apply_one() {
                 return;
@@ -175,7 +212,7 @@ impl Bench {
         // In steps that the lease clock counts whole, as a running server's timer makes them.
         for _ in 0..us / 100_000 {
             self.time.0.fetch_add(100_000, SeqCst);
-            self.gateway.tick();
+            self.tick();
         }
         self.time.0.fetch_add(us % 100_000, SeqCst);
         self.settle();
@@ -199,8 +236,7 @@ fn commands_sent_before_the_log_is_open_wait_and_are_then_taken() {
     b.connect();
     b.send(0, "put 0 0 9 1\r\na\r\n");
     assert_eq!(b.clients[0].1.woken.load(SeqCst), 0);
-    let up = b.gateway.announce(42);
-    b.commit(up);
+    b.announce(42);
     assert_eq!(b.clients[0].1.woken.load(SeqCst), 1, "its task looks again");
     b.settle();
     assert_eq!(b.received(0), "INSERTED 1\r\n");
@@ -209,13 +245,13 @@ fn commands_sent_before_the_log_is_open_wait_and_are_then_taken() {
 #[test]
 fn the_announcement_of_an_earlier_life_opens_nothing() {
     let mut before = Bench::unannounced();
-    let old = before.gateway.announce(41);
+    before.take_office(41);
+    let old = before.take_entry().unwrap();
     let mut b = Bench::unannounced();
     b.connect();
     b.commit(old);
     assert!(!b.gateway.is_serving(), "the log is still being replayed");
-    let up = b.gateway.announce(42);
-    b.commit(up);
+    b.announce(42);
     assert!(b.gateway.is_serving());
 }
 
@@ -223,7 +259,7 @@ fn the_announcement_of_an_earlier_life_opens_nothing() {
 fn nothing_is_acknowledged_before_its_batch_applied() {
     let mut b = Bench::new(1);
     b.send(0, "put 0 0 1 1\r\na\r\n");
-    let batch = b.gateway.take_batch().unwrap();
+    let batch = b.take_entry().unwrap();
     b.gateway.flush(usize::MAX);
     assert_eq!(b.received(0), "");
     b.commit(batch);
@@ -271,7 +307,7 @@ fn who_waits_longest_is_served_first_and_nobody_twice() {
 fn an_idle_poll_costs_no_entry() {
     let mut b = Bench::new(1);
     b.send(0, "reserve-with-timeout 0\r\nwatch a\r\nignore a\r\nlist-tubes-watched\r\nstats\r\n");
-    assert!(b.gateway.take_batch().is_none());
+    assert!(b.take_entry().is_none());
     assert!(b.received(0).starts_with("TIMED_OUT\r\nWATCHING 2\r\nWATCHING 1\r\nOK "));
 }
 
@@ -453,7 +489,7 @@ fn draining_refuses_puts_and_nothing_else() {
 fn an_idle_gateway_sets_no_alarm() {
     let mut b = Bench::new(2);
     b.ask(0, "reserve\r\n");
-    assert_eq!(b.gateway.set_alarm(), None);
+    assert_eq!(b.set_alarm(), None);
     b.ask(1, "put 0 100 9 1\r\na\r\n");
-    assert!(b.gateway.set_alarm().is_some_and(|us| us > 99 * S));
+    assert!(b.set_alarm().is_some_and(|us| us > 99 * S));
 }

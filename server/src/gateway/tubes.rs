@@ -3,30 +3,29 @@
 //! `use`, `watch` and `ignore` never enter the log; they live here, and commands carry the tube names they need. A tube
 //! is remembered while a client uses or watches it; whether it holds jobs is the engine's business.
 
-use std::collections::{BTreeMap, HashMap};
-
-use super::session::ConnId;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A tube that some client uses or watches. Valid while it is referenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TubeRef(u32);
 
-/// A place in the order of waiting reserves: lower waits longer.
-pub type Ticket = u64;
-
 /// One tube as this gateway's clients see it.
 pub struct Tube {
-    name: Box<str>,
+    name: Arc<str>,
     using: u32,
     watching: u32,
-    /// Blocked reserves that watch this tube and are not offered to a batch, longest waiting first.
-    waiting: BTreeMap<Ticket, ConnId>,
+    waiting: u32,
 }
 
 impl Tube {
     /// The tube's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+    /// The tube's name, to be kept.
+    pub fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
     }
     /// Clients whose `put` goes here.
     pub fn using(&self) -> u32 {
@@ -37,15 +36,15 @@ impl Tube {
         self.watching
     }
     /// Clients blocked in a `reserve` that looks here.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    pub fn waiting(&self) -> u32 {
+        self.waiting
     }
 }
 
 /// All tubes that this gateway's clients use or watch.
 #[derive(Default)]
 pub struct TubeTable {
-    by_name: HashMap<Box<str>, TubeRef>,
+    by_name: HashMap<Arc<str>, TubeRef>,
     slots: Vec<Option<Tube>>,
     free: Vec<u32>,
 }
@@ -55,7 +54,8 @@ impl TubeTable {
         if let Some(tube) = self.by_name.get(name) {
             return *tube;
         }
-        let tube = Tube { name: name.into(), using: 0, watching: 0, waiting: BTreeMap::new() };
+        let name: Arc<str> = name.into();
+        let tube = Tube { name: name.clone(), using: 0, watching: 0, waiting: 0 };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -64,7 +64,7 @@ impl TubeTable {
             }
         };
         self.slots[slot as usize] = Some(tube);
-        self.by_name.insert(name.into(), TubeRef(slot));
+        self.by_name.insert(name, TubeRef(slot));
         TubeRef(slot)
     }
 
@@ -97,42 +97,37 @@ impl TubeTable {
     }
 
     /// A client uses it no longer; answers the name if nobody uses or watches it now.
-    pub fn drop_using(&mut self, tube: TubeRef) -> Option<Box<str>> {
+    pub fn drop_using(&mut self, tube: TubeRef) -> Option<Arc<str>> {
         self.get_mut(tube).using -= 1;
         self.forget_if_unused(tube)
     }
 
     /// A client watches it no longer; answers the name if nobody uses or watches it now.
-    pub fn drop_watching(&mut self, tube: TubeRef) -> Option<Box<str>> {
+    pub fn drop_watching(&mut self, tube: TubeRef) -> Option<Arc<str>> {
         self.get_mut(tube).watching -= 1;
         self.forget_if_unused(tube)
     }
 
-    fn forget_if_unused(&mut self, tube: TubeRef) -> Option<Box<str>> {
+    fn forget_if_unused(&mut self, tube: TubeRef) -> Option<Arc<str>> {
         let entry = self.get(tube);
         if entry.using > 0 || entry.watching > 0 {
             return None;
         }
-        debug_assert!(entry.waiting.is_empty(), "who waits also watches");
+        debug_assert!(entry.waiting == 0, "who waits also watches");
         let entry = self.slots[tube.0 as usize].take().expect("it was there a line ago");
         self.by_name.remove(&entry.name);
         self.free.push(tube.0);
         Some(entry.name)
     }
 
-    /// Puts a blocked reserve into the tube's order of waiting.
-    pub fn wait(&mut self, tube: TubeRef, ticket: Ticket, conn: ConnId) {
-        self.get_mut(tube).waiting.insert(ticket, conn);
+    /// Counts a blocked reserve that looks here.
+    pub fn wait(&mut self, tube: TubeRef) {
+        self.get_mut(tube).waiting += 1;
     }
 
-    /// Takes a reserve out of the tube's order of waiting.
-    pub fn stop_waiting(&mut self, tube: TubeRef, ticket: Ticket) {
-        self.get_mut(tube).waiting.remove(&ticket);
-    }
-
-    /// Who has waited longest for the tube.
-    pub fn longest_waiting(&self, tube: TubeRef) -> Option<ConnId> {
-        self.get(tube).waiting.first_key_value().map(|(_, conn)| *conn)
+    /// A reserve that looked here is over.
+    pub fn stop_waiting(&mut self, tube: TubeRef) {
+        self.get_mut(tube).waiting -= 1;
     }
 
     /// Every tube with a client, in no particular order.
@@ -155,17 +150,5 @@ mod tests {
         assert_eq!(tubes.drop_watching(watched).as_deref(), Some("a"));
         assert_eq!(tubes.find("a"), None);
         assert_eq!(tubes.iter().count(), 0);
-    }
-
-    #[test]
-    fn who_waits_longest_is_served_first() {
-        let mut tubes = TubeTable::default();
-        let tube = tubes.add_watching("a");
-        tubes.wait(tube, 2, ConnId(20));
-        tubes.wait(tube, 1, ConnId(10));
-        assert_eq!(tubes.longest_waiting(tube), Some(ConnId(10)));
-        tubes.stop_waiting(tube, 1);
-        assert_eq!(tubes.longest_waiting(tube), Some(ConnId(20)));
-        assert_eq!(tubes.get(tube).waiting(), 1);
     }
 }

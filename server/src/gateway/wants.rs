@@ -1,15 +1,22 @@
-//! Reserves: how one becomes a *want*, is offered to batches, waits, times out, and ends.
+//! Reserves: how one becomes a *want*, waits, times out, and ends.
 //!
-//! A want that finds nothing ready waits in memory and costs no log entry. It is *offered* in a batch when it may be
-//! served: when its tube has ready jobs, when a put to its tube goes into the open batch (so that put and hand-out cost one
-//! commit), or when what just applied made jobs ready. It is in at most one batch at a time, and only the engine, when it
-//! applies the batch, decides whether it gets a job.
+//! ```text
+//!   reserve ─► Checked ── nothing ready ──► Waiting ── its time comes ──► Checked ── nothing ready ──► TIMED_OUT
+//!                 │                            │                            │
+//!                 └── something ready ─► Tried ◄───── something ready ──────┘
+//!                                          └── its entry applied: RESERVED, or as if nothing were ready
+//! ```
+//!
+//! A want that waits lies with the leader and costs no log entry; the leader offers it in the entry that makes a job ready. Which want
+//! gets a job is decided only by the engine, when it applies the entry. A hand-out to a want that is over is taken back.
+
+use std::sync::Arc;
 
 use beanpole_protocol::Reply;
 
 use super::session::{Blocked, ConnId, Session, Want, WantState};
-use super::tubes::TubeRef;
 use super::{Gateway, SAFETY_MARGIN_US};
+use crate::leader::ToLeader;
 
 impl Gateway {
     /// Starts a reserve of a session that is owed nothing.
@@ -20,19 +27,64 @@ impl Gateway {
         session.worker = true;
         session.wants += 1;
         let number = session.wants;
-        session.blocked = Blocked::Reserving(Want {
-            number,
-            ticket: self.next_ticket,
-            times_out_us,
-            timer_us: None,
-            state: WantState::Offered,
-        });
-        self.next_ticket += 1;
-        if self.has_ready_for(conn) || self.may_become_ready() {
-            self.offer(conn);
-        } else {
-            self.wait_or_refuse(conn);
+        session.blocked =
+            Blocked::Reserving(Want { number, times_out_us, timer_us: None, state: WantState::Checked });
+        for tube in &session.watched {
+            self.tubes.wait(*tube);
         }
+        if self.is_answer_due(conn) { self.check(conn) } else { self.wait(conn) }
+    }
+
+    /// Whether the want must be answered now, with a job or without: it timed out, the client sends nothing more, or one of its
+    /// jobs is about to run out.
+    fn is_answer_due(&self, conn: ConnId) -> bool {
+        let Some((session, want)) = self.want(conn) else { return false };
+        let now = self.clocks.monotonic();
+        session.input_ended
+            || want.times_out_us.is_some_and(|at| at <= now)
+            || self.deadline_soon_us(conn).is_some_and(|at| at <= now)
+    }
+
+    /// Finds out whether a job is ready, as of now or later.
+    fn check(&mut self, conn: ConnId) {
+        self.set_want(conn, WantState::Checked, None);
+        self.begin_check(conn);
+    }
+
+    /// What was ready when it was looked for is known: tries for it, answers without a job, or waits.
+    pub(super) fn checked(&mut self, conn: ConnId) {
+        if !self.want(conn).is_some_and(|(_, want)| want.state == WantState::Checked) {
+            return;
+        }
+        if self.has_ready_for(conn) || self.may_become_ready() {
+            self.set_want(conn, WantState::Tried, None);
+            self.tell_want(conn, true);
+        } else {
+            self.refuse_or_wait(conn);
+        }
+    }
+
+    /// Nothing is ready.
+    fn refuse_or_wait(&mut self, conn: ConnId) {
+        self.clocks.advance();
+        let now = self.clocks.monotonic();
+        let soon = self.deadline_soon_us(conn).is_some_and(|at| at <= now);
+        if soon {
+            self.refuse(conn, &Reply::DeadlineSoon);
+        } else if self.is_answer_due(conn) {
+            self.refuse(conn, &Reply::TimedOut);
+        } else {
+            self.wait(conn);
+        }
+    }
+
+    /// Lets the want wait with the leader until its time comes.
+    fn wait(&mut self, conn: ConnId) {
+        let soon = self.deadline_soon_us(conn);
+        let Some((_, want)) = self.want(conn) else { return };
+        let timer = soon.into_iter().chain(want.times_out_us).min();
+        self.set_want(conn, WantState::Waiting, timer);
+        self.tell_want(conn, false);
     }
 
     /// Whether a job is ready in any tube that the session watches.
@@ -41,42 +93,32 @@ impl Gateway {
         session.watched.iter().any(|tube| self.engine.has_ready(self.tubes.get(*tube).name().as_bytes()) > 0)
     }
 
-    /// Puts the session's want into the open batch.
-    fn offer(&mut self, conn: ConnId) {
-        self.open_batch();
-        let Gateway { sessions, tubes, open, node, epoch, .. } = self;
-        let (Some(session), Some(open), Some(epoch)) = (sessions.get_mut(conn), open.as_mut(), *epoch) else {
-            return;
-        };
-        let Blocked::Reserving(want) = &mut session.blocked else { return };
-        want.state = WantState::Offered;
-        let id = crate::queue::SessionId { node: *node, epoch, conn: conn.0 };
-        let names = session.watched.iter().map(|tube| tubes.get(*tube).name().as_bytes());
-        open.builder.offer(id, want.number, names);
+    /// Tells the leader of the session's want.
+    fn tell_want(&mut self, conn: ConnId, once: bool) {
+        let Some(session) = self.session_id(conn) else { return };
+        let Some((client, want)) = self.want(conn) else { return };
+        let number = want.number;
+        let tubes: Vec<Arc<str>> =
+            client.watched.iter().map(|tube| self.tubes.get(*tube).shared_name()).collect();
+        self.tell(ToLeader::Want { session, number, tubes, once });
     }
 
-    /// Nothing is ready: the want waits, unless it must be answered at once.
-    fn wait_or_refuse(&mut self, conn: ConnId) {
-        let Some((session, want)) = self.want(conn) else { return };
-        let now = self.clocks.monotonic();
-        let soon = self.deadline_soon_us(conn);
-        let over = session.input_ended || want.times_out_us.is_some_and(|at| at <= now);
-        if soon.is_some_and(|at| at <= now) {
-            return self.refuse(conn, &Reply::DeadlineSoon);
-        }
-        if over {
-            return self.refuse(conn, &Reply::TimedOut);
-        }
-        let timer = soon.into_iter().chain(want.times_out_us).min();
-        let Some(session) = self.sessions.get_mut(conn) else { return };
-        let Blocked::Reserving(want) = &mut session.blocked else { return };
-        want.state = WantState::Waiting;
-        want.timer_us = timer;
-        if let Some(at) = timer {
-            self.timers.insert((at, conn));
-        }
-        for tube in &session.watched {
-            self.tubes.wait(*tube, want.ticket, conn);
+    /// Tells a new leader of all wants that wait for it.
+    pub(super) fn tell_wants_again(&mut self) {
+        let wants: Vec<(ConnId, WantState)> = self
+            .sessions
+            .iter()
+            .filter_map(|session| match &session.blocked {
+                Blocked::Reserving(want) => Some((session.conn, want.state)),
+                Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => None,
+            })
+            .collect();
+        for (conn, state) in wants {
+            match state {
+                WantState::Checked => {}
+                WantState::Waiting => self.tell_want(conn, false),
+                WantState::Tried => self.tell_want(conn, true),
+            }
         }
     }
 
@@ -87,32 +129,47 @@ impl Gateway {
         Some(self.clocks.monotonic() + left)
     }
 
-    /// Takes a waiting want out of the orders of waiting and drops its timer.
-    pub(super) fn stop_waiting(&mut self, conn: ConnId) {
-        let Gateway { sessions, tubes, timers, .. } = self;
+    /// Moves the want on, and sets its timer.
+    fn set_want(&mut self, conn: ConnId, state: WantState, timer: Option<u64>) {
+        let Gateway { sessions, timers, .. } = self;
         let Some(session) = sessions.get_mut(conn) else { return };
         let Blocked::Reserving(want) = &mut session.blocked else { return };
-        if want.state == WantState::Waiting {
-            for tube in &session.watched {
-                tubes.stop_waiting(*tube, want.ticket);
-            }
-            want.state = WantState::Offered;
-        }
-        if let Some(at) = want.timer_us.take() {
+        want.state = state;
+        if let Some(at) = std::mem::replace(&mut want.timer_us, timer) {
             timers.remove(&(at, conn));
+        }
+        if let Some(at) = timer {
+            timers.insert((at, conn));
         }
     }
 
-    /// The connection goes: its want neither waits nor times out.
-    pub(super) fn stop_want(&mut self, conn: ConnId) {
-        self.stop_waiting(conn);
+    /// The want is over, answered or not; the session takes commands again.
+    pub(super) fn end_want(&mut self, conn: ConnId) {
+        let Gateway { sessions, tubes, timers, .. } = self;
+        let Some(session) = sessions.get_mut(conn) else { return };
+        let Blocked::Reserving(want) = &session.blocked else { return };
+        if let Some(at) = want.timer_us {
+            timers.remove(&(at, conn));
+        }
+        for tube in &session.watched {
+            tubes.stop_waiting(*tube);
+        }
+        session.blocked = Blocked::No;
+    }
+
+    /// Takes the want back from the leader, if the leader has it.
+    pub(super) fn untell_want(&mut self, conn: ConnId) {
+        let Some(session) = self.session_id(conn) else { return };
+        let Some((_, want)) = self.want(conn) else { return };
+        let number = want.number;
+        self.tell(ToLeader::Unwant { session, number });
     }
 
     /// Ends a reserve without a job.
     fn refuse(&mut self, conn: ConnId, reply: &Reply<'_>) {
-        self.stop_waiting(conn);
+        self.untell_want(conn);
+        self.end_want(conn);
         if let Some(session) = self.sessions.get_mut(conn) {
-            session.blocked = Blocked::No;
             session.reply(reply);
             self.touch_session(conn, true);
         }
@@ -128,11 +185,10 @@ impl Gateway {
         }
     }
 
-    /// Looks at a waiting want again. One that is offered is looked at when its batch's fate is known.
+    /// Looks at a waiting want again: something changed, so that its answer may be due.
     pub(super) fn check_want(&mut self, conn: ConnId) {
         if self.want(conn).is_some_and(|(_, want)| want.state == WantState::Waiting) {
-            self.stop_waiting(conn);
-            self.wait_or_refuse(conn);
+            if self.is_answer_due(conn) { self.check(conn) } else { self.wait(conn) }
         }
     }
 
@@ -149,33 +205,16 @@ impl Gateway {
         self.want(conn).is_some_and(|(_, want)| want.number == number)
     }
 
-    /// A batch applied that offered this want, and it got nothing.
+    /// An entry applied that offered this want, and it got nothing.
     pub(super) fn want_unmatched(&mut self, conn: ConnId, number: u64) {
-        if !self.is_outstanding(conn, number) {
-            return;
-        }
-        if self.has_ready_for(conn) {
-            self.offer(conn);
-        } else {
-            self.wait_or_refuse(conn);
-        }
-    }
-
-    /// A job is about to become ready: offers it to who has waited longest for its tube.
-    pub(super) fn offer_for_job(&mut self, id: u64) {
-        if let Some(job) = self.engine.job(id)
-            && let Some(tube) = self.tubes.find(job.tube)
+        if self.is_outstanding(conn, number)
+            && self.want(conn).is_some_and(|(_, want)| want.state == WantState::Tried)
         {
-            self.offer_waiting(tube, 1);
-        }
-    }
-
-    /// Offers up to `most` of the wants that have waited longest for a tube.
-    pub(super) fn offer_waiting(&mut self, tube: TubeRef, most: usize) {
-        for _ in 0..most {
-            let Some(conn) = self.tubes.longest_waiting(tube) else { return };
-            self.stop_waiting(conn);
-            self.offer(conn);
+            if self.has_ready_for(conn) {
+                self.tell_want(conn, true);
+            } else {
+                self.refuse_or_wait(conn);
+            }
         }
     }
 }

@@ -152,15 +152,21 @@ impl Connection {
             return;
         }
         let mut gateway = self.shared.gateway.lock();
-        while gateway.may_take(self.conn) {
+        // A reserve that the end of the input ends lets what stands behind it run.
+        let mut tell_end = self.ended;
+        loop {
             let conn = self.conn;
-            let taken = self.decoder.next(&mut self.buf, |request| gateway.request(conn, request));
-            if taken.is_none() {
+            while gateway.may_take(conn) {
+                let taken = self.decoder.next(&mut self.buf, |request| gateway.request(conn, request));
+                if taken.is_none() {
+                    break;
+                }
+                tell_end = self.ended;
+            }
+            if !std::mem::take(&mut tell_end) {
                 break;
             }
-        }
-        if self.ended {
-            gateway.end_input(self.conn);
+            gateway.end_input(conn);
         }
         gateway.flush_session(self.conn);
         self.shared.wake_for(&gateway);

@@ -39,6 +39,7 @@
 use beanpole_raft::Payload;
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::decode::{Batch, DecodeError};
 use super::types::{Gateway, SessionId};
 
 /// Version byte of the entry format.
@@ -279,6 +280,48 @@ impl BatchBuilder {
             count = count.checked_add(1).expect("a session watches at most 65,535 tubes");
         }
         self.offers[count_at..count_at + 2].copy_from_slice(&count.to_le_bytes());
+    }
+
+    /// Appends all sections of a batch that a gateway built, bodies included; its clocks and offers are not taken
+    /// over. Bodies over 4 KiB are not copied.
+    ///
+    /// # Errors
+    /// When the batch cannot be read; nothing was appended then.
+    ///
+    /// # Panics
+    /// At more than 65,535 sections.
+    pub fn merge(&mut self, batch: &Payload) -> Result<(), DecodeError> {
+        let read = Batch::open(batch)?;
+        let sections = read.commands.rest();
+        self.end_section();
+        self.count_at = 0;
+        let count = self.section_count.checked_add(read.sections);
+        self.section_count = count.expect("a batch has at most 65,535 sections");
+        self.head.extend_from_slice(sections);
+        let mut skip = read.bodies_at as usize;
+        for part in batch.parts() {
+            let bodies = part.slice(skip.min(part.len())..);
+            skip = skip.saturating_sub(part.len());
+            self.append_bodies(bodies);
+        }
+        Ok(())
+    }
+
+    /// Bodies as they lie in another batch, each with its CRC and CR LF.
+    fn append_bodies(&mut self, bodies: Bytes) {
+        self.body_bytes += bodies.len();
+        if bodies.len() <= COPY_MAX {
+            self.tail.extend_from_slice(&bodies);
+        } else {
+            self.parts.push(self.tail.split().freeze());
+            self.parts.push(bodies);
+        }
+    }
+
+    /// Whether there is neither a section nor an offer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.section_count == 0 && self.offer_count == 0
     }
 
     /// Commands so far, of all sections.

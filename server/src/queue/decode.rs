@@ -212,6 +212,11 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(len as usize)?).map_err(|_| DecodeError::TubeName)
     }
 
+    /// What was not read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        &self.bytes[self.at..]
+    }
+
     /// Nothing may be left.
     pub fn end(&self) -> Result<(), DecodeError> {
         match self.bytes.len() - self.at {

@@ -12,7 +12,7 @@
 //! hash table in here (a test scans this directory for them). Two nodes that applied the same entries have
 //! the same state, and write the same bytes as its image.
 //!
-//! - `batch`, `decode`: the entry's format
+//! - `batch`, `decode`: the entry's format; `outline`: what a leader reads of a batch before it is applied
 //! - `types`: what callers see
 //! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
 //!   a job from one state to another
@@ -32,6 +32,7 @@ mod jobs;
 mod moves;
 mod names;
 mod offers;
+mod outline;
 mod reads;
 mod reserved;
 mod restore;
@@ -46,6 +47,7 @@ pub use batch::{BATCH_VERSION, BODY_OVERHEAD, BatchBuilder};
 pub use decode::DecodeError;
 pub use engine::Engine;
 pub use image::IMAGE_VERSION;
+pub use outline::{Item, outline};
 pub use snapshot::SnapshotCursor;
 pub use types::{
     Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Outcome, Refused, RefusedWhy, SessionId,

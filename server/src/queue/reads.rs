@@ -3,7 +3,7 @@
 use beanpole_raft::BodyAddr;
 
 use super::engine::Engine;
-use super::types::{JobState, JobView, SessionId, Totals, TubeView};
+use super::types::{Gateway, JobState, JobView, SessionId, Totals, TubeView};
 
 impl Engine {
     /// The index of the last entry applied; 0 before the first.
@@ -144,6 +144,12 @@ impl Engine {
     #[must_use]
     pub fn live_epoch(&self, node: u32) -> Option<u64> {
         self.gateways.of_node(node).filter(|life| life.live).map(|life| life.epoch)
+    }
+
+    /// The gateways that live, by node.
+    pub fn live_gateways(&self) -> impl Iterator<Item = Gateway> {
+        let live = self.gateways.iter().filter(|(_, life)| life.live);
+        live.map(|(node, life)| Gateway { node, epoch: life.epoch })
     }
 
     /// The last section number that was executed for the node's live gateway: it continues with the next.

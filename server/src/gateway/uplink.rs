@@ -1,0 +1,205 @@
+//! The gateway's way to the leader: batches, wants and references to tubes as one ordered stream of messages.
+//!
+//! A stream breaks when the leader dies, or when another takes its place. Then everything that is not known to have
+//! applied is told again, in order, to the next one; the engine executes each batch once, by its number.
+
+use std::sync::Arc;
+
+use beanpole_raft::Payload;
+
+use super::lease::Standing;
+use super::session::Blocked;
+use super::{BATCHES_UNDER_WAY_MAX, Gateway};
+use crate::leader::{Leader, ToLeader};
+use crate::queue::{self, BatchBuilder};
+
+/// A batch that was closed and has not applied.
+pub(super) struct UnderWay {
+    /// It may make a job ready.
+    pub may_ready: bool,
+    batch: Payload,
+}
+
+impl Gateway {
+    /// This node is one of several from now on: reads ask the leader, and the lease counts.
+    pub fn join_cluster(&mut self) {
+        self.clustered = true;
+        self.clocks.advance();
+        self.lease.begin(self.clocks.monotonic());
+    }
+
+    /// Begins this process's life as a gateway, known by a random number.
+    pub fn begin(&mut self, nonce: u64) {
+        self.nonce = Some(nonce);
+        self.tell_announcement();
+    }
+
+    /// A leader takes messages from now on: tells it everything that it must know.
+    pub fn connect_leader(&mut self) {
+        self.connected = true;
+        self.outbox.clear();
+        let mut referred: Vec<Arc<str>> = self.tubes.iter().map(super::tubes::Tube::shared_name).collect();
+        referred.sort_unstable();
+        self.outbox.extend(referred.into_iter().map(|tube| ToLeader::Refers { tube, refers: true }));
+        self.tell(ToLeader::Told);
+        self.tell_announcement();
+        let batches = self.under_way.iter().map(|under_way| ToLeader::Batch(under_way.batch.clone()));
+        self.outbox.extend(batches);
+        self.tell_wants_again();
+        self.ask_barriers_again();
+    }
+
+    /// No leader takes messages for now.
+    pub fn disconnect_leader(&mut self) {
+        self.connected = false;
+        self.outbox.clear();
+        self.ask_barriers_again();
+    }
+
+    /// Whether a leader takes messages.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    pub(super) fn tell(&mut self, message: ToLeader) {
+        if self.connected {
+            self.outbox.push_back(message);
+        }
+    }
+
+    /// Announces the gateway's life, unless that is known to have applied.
+    pub(super) fn tell_announcement(&mut self) {
+        let Some(nonce) = self.nonce.filter(|_| self.epoch.is_none()) else { return };
+        let mut builder = BatchBuilder::new(0, 0);
+        builder.section(queue::Gateway { node: self.node, epoch: 0 }, 0);
+        builder.gateway_up(nonce);
+        self.tell(ToLeader::Batch(builder.finish()));
+    }
+
+    /// A client began to use or watch a tube, which may be the first to do so, and with that perhaps left another.
+    pub(super) fn tell_refers(&mut self, tube: &str, known: bool, unused: Option<Arc<str>>) {
+        if !known && let Some(tube) = self.tubes.find(tube) {
+            let tube = self.tubes.get(tube).shared_name();
+            self.tell(ToLeader::Refers { tube, refers: true });
+        }
+        self.tell_unused(unused);
+    }
+
+    /// Nobody here uses or watches the tube any longer.
+    pub(super) fn tell_unused(&mut self, unused: Option<Arc<str>>) {
+        if let Some(tube) = unused
+            && self.tubes.find(&tube).is_none()
+        {
+            self.tell(ToLeader::Refers { tube, refers: false });
+        }
+    }
+
+    /// Whether the leader has something to be told now.
+    pub(super) fn has_messages(&self) -> bool {
+        self.connected && (!self.outbox.is_empty() || self.unplaced > 0 || self.may_close_batch())
+    }
+
+    fn may_close_batch(&self) -> bool {
+        self.open.is_some() && self.under_way.len() < BATCHES_UNDER_WAY_MAX
+    }
+
+    /// The next message for the leader. When there is none, and not too much is under way, closes the open batch and gives that.
+    pub fn next_message(&mut self) -> Option<ToLeader> {
+        if !self.connected {
+            return None;
+        }
+        if let Some(message) = self.outbox.pop_front() {
+            return Some(message);
+        }
+        if !self.may_close_batch() {
+            return None;
+        }
+        let open = self.open.take()?;
+        self.proposed += 1;
+        for conn in std::mem::take(&mut self.stalled) {
+            self.touch_session(conn, true);
+        }
+        let batch = open.builder.finish();
+        self.under_way.push_back(UnderWay { may_ready: open.may_ready, batch: batch.clone() });
+        Some(ToLeader::Batch(batch))
+    }
+
+    /// In how many microseconds a leader on this node is to be called.
+    pub fn leader_tick_in_us(&self, leader: &Leader) -> Option<u64> {
+        leader.next_tick_in_us(&self.engine, &self.clocks)
+    }
+
+    /// Whether a leader on this node must be called before the alarm.
+    pub fn alarm_for(&self, leader: &Leader) -> bool {
+        self.leader_tick_in_us(leader).is_some_and(|us| self.alarm_is_after(us))
+    }
+
+    // ---- the lease ----
+
+    /// A renewal that was sent at `sent`, in monotonic microseconds, was answered by a leader that has its quorum.
+    pub fn renewed(&mut self, sent: u64) {
+        self.lease.renew(sent);
+    }
+
+    /// Monotonic microseconds now.
+    pub fn now(&mut self) -> u64 {
+        self.clocks.advance();
+        self.clocks.monotonic()
+    }
+
+    /// The leader's clocks, as it told them a moment ago.
+    pub fn hear_clocks(&mut self, stamp: u64, lease: u64) {
+        self.clocks.hear(stamp, lease);
+    }
+
+    /// Another node leads, or none.
+    pub fn leave_office(&mut self) {
+        self.clocks.leave_office();
+    }
+
+    fn standing(&self) -> Standing {
+        self.lease.standing(self.clocks.monotonic())
+    }
+
+    /// Whether a job may be given to a client.
+    pub(super) fn may_hand_out(&mut self) -> bool {
+        self.clocks.advance();
+        self.standing() == Standing::Good
+    }
+
+    /// Whether commands can no longer wait for an answer.
+    pub fn is_cut_off(&self) -> bool {
+        self.standing() == Standing::CutOff
+    }
+
+    /// Closes the connections that this node may not keep without a leader.
+    pub(super) fn heed_lease(&mut self) {
+        let standing = self.standing();
+        if standing == Standing::Good {
+            return;
+        }
+        let epoch = self.epoch;
+        let held: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|session| !session.dead)
+            .filter(|session| {
+                let id = epoch.map(|epoch| queue::SessionId { node: self.node, epoch, conn: session.conn.0 });
+                let holds = id.is_some_and(|id| self.engine.session_holds(id));
+                let awaits = matches!(session.blocked, Blocked::Reserving(_));
+                holds || awaits || standing == Standing::CutOff && session.is_owed()
+            })
+            .map(|session| session.conn)
+            .collect();
+        if !held.is_empty() {
+            tracing::warn!(
+                clients = held.len(),
+                ?standing,
+                "no leader with a quorum answers: clients are disconnected"
+            );
+        }
+        for conn in held {
+            self.close(conn);
+        }
+    }
+}
