@@ -5,6 +5,8 @@
 //!            32 cluster id u128  48 instance id u128  64 crc u32
 //! ```
 //!
+//! The cluster id is 0 while the node belongs to none: one that looks for its peers is let in, or makes one.
+//!
 //! The instance id is drawn when the directory is made: a node whose disk was wiped, or replaced by an older
 //! copy, is not the node its peers voted with. The boot counter is synced at each start for the same reason.
 
@@ -87,8 +89,17 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Star
     Ok(Some(Identity { node, boots, cluster: id(32), instance: id(48) }))
 }
 
-fn check(options: &Options, found: Identity) -> Result<Identity, StartError> {
+/// A new id, random.
+pub(crate) fn draw_id() -> u128 {
+    rand::rng().random()
+}
+
+fn check(options: &Options, mut found: Identity) -> Result<Identity, StartError> {
+    if found.cluster == 0 {
+        found.cluster = first_cluster(options)?;
+    }
     if let Some(expected) = &options.expect_cluster
+        && found.cluster != 0
         && *expected != id_text(found.cluster)
     {
         return Err(StartError::OtherCluster {
@@ -114,14 +125,23 @@ fn create(options: &Options) -> Result<Identity, StartError> {
         let what = format!("there are segments ({segment}) but no identity file");
         return Err(Corruption { dir: dir.clone(), file: dir.join(FILE), offset: 0, what }.into());
     }
-    let cluster = match &options.expect_cluster {
-        None => rand::rng().random(),
+    let cluster = first_cluster(options)?;
+    Ok(Identity { node: options.node_id, boots: 1, cluster, instance: draw_id() })
+}
+
+/// The cluster of a directory that belongs to none: a lone voter makes one at once.
+fn first_cluster(options: &Options) -> Result<u128, StartError> {
+    let expected = match &options.expect_cluster {
+        None => None,
         Some(expected) if expected.len() == 32 => {
-            u128::from_str_radix(expected, 16).map_err(|_| bad_cluster(expected))?
+            Some(u128::from_str_radix(expected, 16).map_err(|_| bad_cluster(expected))?)
         }
         Some(expected) => return Err(bad_cluster(expected)),
     };
-    Ok(Identity { node: options.node_id, boots: 1, cluster, instance: rand::rng().random() })
+    match options.peering {
+        Some(_) => Ok(0),
+        None => Ok(expected.unwrap_or_else(draw_id)),
+    }
 }
 
 fn bad_cluster(expected: &str) -> StartError {
@@ -131,7 +151,8 @@ fn bad_cluster(expected: &str) -> StartError {
     }
 }
 
-fn write(disk: &dyn Disk, dir: &Path, identity: &Identity) -> io::Result<()> {
+/// Makes an identity durable. Blocks.
+pub(crate) fn write(disk: &dyn Disk, dir: &Path, identity: &Identity) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(LEN);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());

@@ -8,17 +8,19 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::bodies::Bodies;
+use crate::cluster::Cluster;
 use crate::error::{Fatal, NotProposed, ReadError, SnapshotError, StartError};
 use crate::flush::Flusher;
 use crate::identity::{Identity, id_text};
 use crate::keeper::{Keeper, Request};
+use crate::leadership::{self, Leadership};
 use crate::log::Log;
 use crate::machine::Machine;
-use crate::network::NoPeers;
+use crate::network::Network;
 use crate::open::{self, Storage};
 use crate::options::Options;
 use crate::payload::Payload;
@@ -27,6 +29,7 @@ use crate::proposal::{self, Proposal};
 use crate::state::StateMachine;
 use crate::store::Store;
 use crate::types::{Member, TypeConfig};
+use crate::{forming, members, serve};
 
 /// A running node. Cloning gives another handle to the same one; when the last one is dropped without
 /// [`Node::shutdown`], the node stops as if it had crashed.
@@ -46,8 +49,11 @@ struct Inner {
     /// All bytes that may be in flight.
     max_inflight: u32,
     snapshots: mpsc::Sender<Request>,
-    /// Tasks that end with the node.
-    tasks: [AbortHandle; 2],
+    /// Tasks that end with the node: those before the last end before the log is closed.
+    tasks: [AbortHandle; 3],
+    leadership: watch::Receiver<Leadership>,
+    /// The peers; a lone voter has none.
+    cluster: Option<Arc<Cluster>>,
     flusher: Mutex<Option<Flusher>>,
 }
 
@@ -56,7 +62,9 @@ const PROPOSAL_COST: usize = 256;
 
 impl Node {
     /// Opens or creates the directory, recovers its log, restores the newest snapshot into `state` and starts
-    /// consensus. An empty directory becomes a cluster of one voter by itself.
+    /// consensus. Without [`Options::peering`] an empty directory becomes a cluster of one voter by itself. With
+    /// it this returns when the node takes part, which may be long before there is a cluster or a leader: see
+    /// [`Node::watch_leadership`].
     ///
     /// # Errors
     /// See [`StartError`].
@@ -83,8 +91,14 @@ impl Node {
         let completer = log.completions.spawn();
         let config = Arc::new(config(options, &identity).map_err(|error| failed(&error))?);
         let store = Store::new(log.clone());
-        let raft = Raft::new(identity.node, config, NoPeers, store, machine).await;
+        let peering = options.peering.as_ref();
+        let cluster =
+            peering.map(|peering| Cluster::open(options, peering, identity, log.clone())).transpose()?;
+        let network = Network::new(cluster.clone());
+        let raft = Raft::new(identity.node, config, network, store, machine).await;
         let raft = raft.map_err(|error| failed(&error))?;
+        let (sender, leadership) = watch::channel(Leadership::default());
+        let follower = tokio::spawn(leadership::follow(identity.node, raft.clone(), sender));
         let (snapshots, requests) = mpsc::channel(1);
         let keeper = Keeper {
             raft: raft.clone(),
@@ -104,14 +118,28 @@ impl Node {
             admission: Arc::new(Semaphore::new(max_inflight as usize)),
             max_inflight,
             snapshots,
-            tasks: [completer.abort_handle(), keeper.abort_handle()],
+            tasks: [keeper.abort_handle(), follower.abort_handle(), completer.abort_handle()],
+            leadership,
+            cluster,
             flusher: Mutex::new(Some(flusher)),
         };
         let node = Self { inner: Arc::new(inner) };
         // From here on the node itself sees to it.
         guard.0 = None;
-        node.take_office().await.map_err(|error| node.start_error(options, error))?;
+        match &node.inner.cluster {
+            Some(cluster) => node.take_part(cluster),
+            None => node.take_office().await.map_err(|error| node.start_error(options, error))?,
+        }
         Ok(node)
+    }
+
+    /// Answers peers, looks for them, and keeps in touch with them.
+    fn take_part(&self, cluster: &Arc<Cluster>) {
+        let raft = &self.inner.raft;
+        cluster.attach(raft.clone());
+        cluster.spawn(serve::run(cluster.clone()));
+        cluster.spawn(forming::run(cluster.clone(), raft.clone()));
+        cluster.spawn(members::follow(cluster.clone(), raft.clone()));
     }
 
     /// Prefers what the disk said over what consensus made of it.
@@ -135,7 +163,8 @@ impl Node {
         raft.initialize(members).await.map_err(|error| failed(&error))
     }
 
-    /// Resolves when this node leads, all its durable log is applied and proposals are accepted.
+    /// Resolves when this node leads, all its durable log is applied and proposals are accepted. For lone
+    /// voters: a member of a cluster may never lead.
     ///
     /// # Errors
     /// When the node stopped before that.
@@ -201,6 +230,12 @@ impl Node {
         }
     }
 
+    /// Who leads, now and at every change. The last value stays when the node stops.
+    #[must_use]
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
     /// Where this node stands now. Cheap.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -209,11 +244,13 @@ impl Node {
         let now = metrics.borrow_watched();
         let state = inner.log.state();
         let index = |id: Option<crate::types::LogId>| id.map_or(0, |id| id.index());
+        // A node that looks for its peers gets its cluster later.
+        let identity = inner.cluster.as_ref().map_or(inner.identity, |cluster| cluster.identity());
         Status {
-            node_id: inner.identity.node,
-            cluster_id: id_text(inner.identity.cluster),
-            instance_id: id_text(inner.identity.instance),
-            boots: inner.identity.boots,
+            node_id: identity.node,
+            cluster_id: id_text(identity.cluster),
+            instance_id: id_text(identity.instance),
+            boots: identity.boots,
             term: now.current_term,
             leader: now.current_leader,
             role: match now.state {
@@ -229,6 +266,7 @@ impl Node {
             snapshot_index: inner.log.snapshot_index(),
             purged: state.purged.map_or(0, |purged| purged.index),
             voters: now.membership_config.voter_ids().collect(),
+            refused: inner.cluster.as_ref().and_then(|cluster| cluster.watch_no_part().borrow().clone()),
         }
     }
 
@@ -263,7 +301,12 @@ impl Node {
         let inner = &*self.inner;
         inner.admission.close();
         inner.log.set_fatal(Fatal::Shutdown);
-        inner.tasks[1].abort();
+        for task in &inner.tasks[..2] {
+            task.abort();
+        }
+        if let Some(cluster) = &inner.cluster {
+            cluster.stop();
+        }
         // Its result says only whether the core's task panicked, which `fatal` has told by then.
         inner.raft.shutdown().await.ok();
         inner.log.stop();
@@ -287,7 +330,7 @@ impl Node {
         });
         // It cannot fail.
         closed.await.ok();
-        inner.tasks[0].abort();
+        inner.tasks[2].abort();
     }
 
     fn stop_reason(&self, otherwise: impl std::fmt::Display) -> Fatal {
@@ -301,6 +344,9 @@ impl Drop for Inner {
         self.log.set_fatal(Fatal::Shutdown);
         for task in &self.tasks {
             task.abort();
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.stop();
         }
         self.log.stop();
     }
@@ -317,8 +363,8 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// openraft's settings. Ticks are off: a lone voter has nobody to send heartbeats to and no election to time,
-/// so an idle node does nothing at all.
+/// openraft's settings. Ticks are off for a lone voter: it has nobody to send heartbeats to and no election to
+/// time, so an idle node does nothing at all.
 fn config(options: &Options, identity: &Identity) -> Result<Config, openraft::ConfigError> {
     let election = u64::try_from(options.election_timeout_min.as_millis()).unwrap_or(u64::MAX);
     let config = Config {
@@ -326,7 +372,7 @@ fn config(options: &Options, identity: &Identity) -> Result<Config, openraft::Co
         election_timeout_min: election,
         election_timeout_max: election.saturating_mul(2),
         heartbeat_interval: election / 6,
-        enable_tick: false,
+        enable_tick: options.peering.is_some(),
         enable_pre_vote: Some(true),
         // The state is volatile: a restarted leader must learn again what is committed.
         enable_leader_restore: Some(false),
@@ -340,6 +386,8 @@ fn config(options: &Options, identity: &Identity) -> Result<Config, openraft::Co
         notification_channel_size: Some(CHANNEL_LEN),
         state_machine_channel_size: Some(CHANNEL_LEN),
         api_batch_capacity: CHANNEL_LEN,
+        // The log reader bounds a request in bytes.
+        max_payload_entries: CHANNEL_LEN,
         ..Config::default()
     };
     config.validate()
@@ -360,6 +408,9 @@ impl Options {
         }
         if self.election_timeout_min < Duration::from_millis(50) {
             return bad("election_timeout_min", "must be at least 50 ms");
+        }
+        if self.peering.as_ref().is_some_and(|peering| peering.address.is_empty()) {
+            return bad("peering", "the address where peers reach this node is missing");
         }
         Ok(())
     }
@@ -392,7 +443,7 @@ pub enum Role {
 pub struct Status {
     /// This node's number.
     pub node_id: u64,
-    /// The cluster's id: 32 hexadecimal digits, made when the cluster was.
+    /// The cluster's id: 32 hexadecimal digits, made when the cluster was; zeros while there is none.
     pub cluster_id: String,
     /// This data directory's id: 32 hexadecimal digits, made when it was.
     pub instance_id: String,
@@ -416,4 +467,7 @@ pub struct Status {
     pub purged: u64,
     /// The voters' numbers.
     pub voters: Vec<u64>,
+    /// Why this node takes no part, when a peer that knows better has refused it: its disk was wiped, or is an
+    /// old copy, or it was removed. Names the command to run. It neither votes nor receives entries.
+    pub refused: Option<String>,
 }

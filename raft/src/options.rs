@@ -1,10 +1,25 @@
 //! What a node is started with.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::disk::{Disk, RealDisk};
+use crate::net::Net;
+
+/// How a node reaches its peers and is reached by them.
+#[derive(Clone)]
+pub struct Peering {
+    /// How byte streams to peers are made and accepted.
+    pub net: Arc<dyn Net>,
+    /// Where peers reach this node, host:port.
+    pub address: String,
+    /// The members that a new cluster begins with, this node included: id -> address. All of them must be told
+    /// the same ids. Plays no part once the node belongs to a cluster: then its log says who the members are. A
+    /// node that is to be let into an existing cluster names some of its members here, and need not be in it.
+    pub peers: BTreeMap<u64, String>,
+}
 
 /// Settings of one node. Make one with [`Options::new`] and change what differs.
 #[derive(Clone)]
@@ -31,8 +46,11 @@ pub struct Options {
     /// Start no thread and use no blocking pool: all IO happens on the runtime, in a fixed order. For
     /// simulations on a disk in memory; on a real disk it would hold up everything else.
     pub inline: bool,
-    /// Election timeout is drawn between this and twice this. Plays no part while there is one voter.
+    /// Election timeout is drawn between this and twice this. Plays no part while there is one voter. How soon
+    /// a silent peer counts as gone follows from it as well (twice this).
     pub election_timeout_min: Duration,
+    /// The peers; `None` makes a lone voter, which needs no network, no timer and nobody else's vote.
+    pub peering: Option<Peering>,
 }
 
 impl Options {
@@ -51,6 +69,7 @@ impl Options {
             expect_cluster: None,
             inline: false,
             election_timeout_min: Duration::from_millis(300),
+            peering: None,
         }
     }
 }

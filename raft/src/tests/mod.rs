@@ -1,10 +1,16 @@
-//! Tests that reach inside: the storage suite of openraft, damaged segments, power cuts, disk use.
+//! Tests that reach inside: the storage suite of openraft, damaged segments, power cuts, disk use; and clusters
+//! on a network in memory.
 
+mod cluster_rig;
+mod cuts;
 mod damage;
 mod disk_use;
+mod failover;
 mod failures;
+mod forming;
 mod machine;
 mod power;
 mod restart;
 mod rig;
 mod suite;
+mod tcp;

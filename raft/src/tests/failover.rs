@@ -1,0 +1,82 @@
+//! Leaders die and come back.
+
+use super::cluster_rig::Rack;
+use super::machine::put;
+use crate::Outcome;
+
+/// Ten leaders are killed, one after the other, each with proposals under way: another one leads, what was
+/// committed is there, and the old one comes back and catches up.
+#[tokio::test(start_paused = true)]
+async fn leaders_die() {
+    let (mut rack, mut leader) = Rack::formed(3).await;
+    let mut committed = Vec::new();
+    for round in 0..10u8 {
+        for number in 0..20 {
+            committed.push(rack.commit(leader, &[round, number]).await);
+        }
+        let mut open = Vec::new();
+        for number in 20..40 {
+            open.push(rack.node(leader).propose(put(&[round, number])).await.unwrap());
+        }
+        let before = rack.leadership(leader).term;
+        rack.kill(leader);
+        let next = rack.leader().await;
+        assert!(next != leader && rack.leadership(next).term > before);
+        for proposal in open {
+            let outcome = proposal.await;
+            assert!(matches!(outcome, Outcome::Committed { .. } | Outcome::Unknown), "{outcome:?}");
+        }
+        let index = rack.commit(next, b"after").await;
+        rack.start(leader).await;
+        rack.settled(index).await;
+        let seen = rack.places[&leader].seen.lock();
+        assert!(committed.iter().all(|index| seen.live.contains_key(index)));
+        drop(seen);
+        leader = next;
+    }
+}
+
+/// A follower that was away for longer than its log's ring and segments catches up by log; all three at once
+/// come back with everything.
+#[tokio::test(start_paused = true)]
+async fn catching_up() {
+    let (mut rack, leader) = Rack::formed(3).await;
+    let away = leader % 3 + 1;
+    rack.kill(away);
+    for number in 0..200u8 {
+        rack.commit(leader, &vec![number; 60_000]).await;
+    }
+    rack.start(away).await;
+    let index = rack.commit(leader, b"last").await;
+    rack.settled(index).await;
+    for id in 1..=3 {
+        rack.kill(id);
+    }
+    for id in 1..=3 {
+        rack.start(id).await;
+    }
+    rack.leader().await;
+    rack.settled(index).await;
+    assert_eq!(rack.places[&1].seen.lock().live.len(), 201);
+}
+
+/// Without a majority nothing is committed and nobody leads for long; a dead majority that comes back finds
+/// everything.
+#[tokio::test(start_paused = true)]
+async fn majority_lost() {
+    let (mut rack, leader) = Rack::formed(3).await;
+    let index = rack.commit(leader, b"kept").await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    for id in &others {
+        rack.kill(*id);
+    }
+    let open = rack.node(leader).propose(put(b"alone")).await.unwrap();
+    let outcome = tokio::time::timeout(std::time::Duration::from_secs(5), open).await;
+    assert!(!matches!(outcome, Ok(Outcome::Committed { .. })), "{outcome:?}");
+    for id in &others {
+        rack.start(*id).await;
+    }
+    let leader = rack.leader().await;
+    let index = index.max(rack.commit(leader, b"again").await);
+    rack.settled(index).await;
+}
