@@ -22,7 +22,7 @@ impl Baseline {
         let reply = side.observe("stats")?;
         let counters = reply.pairs().into_iter().filter(|(key, _)| is_counter(key));
         let counters = counters.map(|(key, value)| {
-            let before = value.parse::<u64>().unwrap_or(0).wrapping_sub(side.observed(&key));
+            let before = value.parse::<u64>().unwrap_or(0).wrapping_sub(side.counted_aside(&key));
             (key, before)
         });
         Ok(Baseline(counters.collect()))
@@ -108,7 +108,7 @@ pub fn server_stats(
         }
         if is_counter(key) {
             let grown = |value: &str, side: &Side, baseline: &Baseline| {
-                let value = value.parse::<u64>().ok()?.wrapping_sub(side.observed(key));
+                let value = value.parse::<u64>().ok()?.wrapping_sub(side.counted_aside(key));
                 Some(value.wrapping_sub(baseline.of(key)))
             };
             let (left, right) = (grown(left_value, left.1, left.2), grown(right_value, right.1, right.2));

@@ -159,6 +159,10 @@ impl<'a> Lockstep<'a> {
         self.clients[number].left.send(&left)?;
         self.clients[number].right.send(&right)?;
         self.summary.commands += 1;
+        if let Op::Malformed(text) = op {
+            self.pair.left.sent_malformed(text);
+            self.pair.right.sent_malformed(text);
+        }
         if matches!(op, Op::Reserve | Op::ReserveLong) {
             return self.reserve(number);
         }

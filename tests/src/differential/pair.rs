@@ -2,8 +2,9 @@
 
 use std::io;
 
+use super::step::MISCOUNTED;
 use crate::connection::{Connection, Reply};
-use crate::server::{Server, Setup, StartError};
+use crate::server::{Kind, Server, Setup, StartError};
 
 /// Starts a fresh pair.
 pub type OpenPair<'a> = dyn Fn() -> Result<Pair, StartError> + Sync + 'a;
@@ -21,8 +22,10 @@ pub struct Side {
     observer: Connection,
     /// Commands that the observer has sent, by the key of `stats` that counts them.
     observed: [(&'static str, u64); 3],
+    /// Malformed lines that the server has counted as if they were commands, by the key that counts them.
+    miscounted: Vec<(&'static str, u64)>,
     /// Kept alive; killed when dropped.
-    _server: Server,
+    server: Server,
 }
 
 impl Side {
@@ -38,7 +41,7 @@ impl Side {
     pub fn with_server(name: &'static str, server: Server, addr: std::net::SocketAddr) -> Side {
         let observer = server.connect();
         let observed = [("cmd-stats", 0), ("cmd-stats-job", 0), ("cmd-stats-tube", 0)];
-        Side { name, addr, observer, observed, _server: server }
+        Side { name, addr, observer, observed, miscounted: Vec::new(), server }
     }
 
     /// A new connection that takes part.
@@ -57,9 +60,28 @@ impl Side {
         self.observer.command(command)
     }
 
-    /// How often the observer has sent the command that `key` of `stats` counts.
-    pub fn observed(&self, key: &str) -> u64 {
-        self.observed.iter().find(|(name, _)| *name == key).map_or(0, |(_, count)| *count)
+    /// Takes note of a malformed line that was sent.
+    ///
+    /// beanstalkd counts a command before it has validated all of it in two places only: `cmd-pause-tube`
+    /// before the tube's name is looked at, and `cmd-put` before garbage at the line's end is. Beanpole
+    /// counts well-formed commands. Exactly these lines are set aside, on a side that is beanstalkd; every
+    /// other malformed line must leave all counters alone on both sides.
+    pub fn sent_malformed(&mut self, line: &str) {
+        let Some((_, key)) = MISCOUNTED.iter().find(|(miscounted, _)| *miscounted == line) else { return };
+        if self.server.kind() != Kind::Beanstalkd {
+            return;
+        }
+        match self.miscounted.iter_mut().find(|(name, _)| name == key) {
+            Some((_, count)) => *count += 1,
+            None => self.miscounted.push((key, 1)),
+        }
+    }
+
+    /// What the counter `key` of `stats` has counted that is no well-formed command of a sequence: the
+    /// observer's own commands and malformed lines.
+    pub fn counted_aside(&self, key: &str) -> u64 {
+        let aside = self.observed.iter().chain(&self.miscounted);
+        aside.filter(|(name, _)| *name == key).map(|(_, count)| count).sum()
     }
 
     /// A value of `stats`, read by the observer.
