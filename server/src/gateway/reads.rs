@@ -193,7 +193,8 @@ impl Gateway {
         held.chain(only_here).map(Into::into).collect()
     }
 
-    fn job_stats(&self, id: u64) -> Option<String> {
+    fn job_stats(&mut self, id: u64) -> Option<String> {
+        self.clocks.advance();
         let job: JobView<'_> = self.engine.job(id)?;
         let (stamp, lease) = (self.clocks.stamp(), self.clocks.lease());
         let left_us = match job.state {

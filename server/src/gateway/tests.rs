@@ -474,6 +474,15 @@ fn a_tube_that_is_only_used_can_be_paused() {
 }
 
 #[test]
+fn stats_of_a_job_tell_the_time_though_nothing_else_happened() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 100 9 1\r\na\r\n");
+    b.time.0.fetch_add(7 * S + S / 2, SeqCst);
+    let stats = b.ask(0, "stats-job 1\r\n");
+    assert!(stats.contains("\nage: 7\n") && stats.contains("\ntime-left: 92\n"), "{stats}");
+}
+
+#[test]
 fn draining_refuses_puts_and_nothing_else() {
     let mut b = Bench::new(1);
     b.ask(0, "put 0 0 9 1\r\na\r\n");
