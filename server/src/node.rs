@@ -184,15 +184,15 @@ pub async fn pump(shared: Arc<Shared>, node: Node) {
         for read in cold {
             tokio::spawn(read_cold(shared.clone(), bodies.clone(), read));
         }
-        if stays_awake && await_log(&shared).await {
-            continue;
-        }
-        match alarm {
-            Some(us) => {
-                let _ = tokio::time::timeout(Duration::from_micros(us), shared.pump.notified()).await;
+        if !(stays_awake && await_log(&shared).await) {
+            match alarm {
+                Some(us) => {
+                    let _ = tokio::time::timeout(Duration::from_micros(us), shared.pump.notified()).await;
+                }
+                None => shared.pump.notified().await,
             }
-            None => shared.pump.notified().await,
         }
+        // However busy it is: what is due is not put off.
         tick(&shared);
     }
 }
