@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::pattern::{Bindings, Pattern};
-use super::{Action, ClientDeed, Script, Step};
+use super::{Action, ClientDeed, Script, Step, Window};
 use crate::connection::Connection;
 use crate::server::{Kind, Server, Setup};
 use crate::wait;
 
 /// How long "nothing yet" listens. It can only hide a fault, never invent one, so it may be short.
 const SILENCE: Duration = Duration::from_millis(40);
+
+/// How often a connection that speaks says something.
+const SPEAK_EVERY: Duration = Duration::from_millis(50);
 
 /// A script that did not go as written.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,7 @@ pub fn run(script: &Script, setup: &Setup) -> Result<(), Box<Failure>> {
     let mut run = Run {
         server,
         peers: BTreeMap::new(),
+        speaker: None,
         observer: None,
         bindings: Bindings::new(),
         transcript: String::new(),
@@ -89,6 +93,8 @@ struct Peer {
 struct Run {
     server: Server,
     peers: BTreeMap<String, Peer>,
+    /// The connection that speaks until the next line has been read.
+    speaker: Option<String>,
     /// Asks for stats while the script waits.
     observer: Option<Connection>,
     bindings: Bindings,
@@ -99,7 +105,9 @@ impl Run {
     fn step(&mut self, step: &Step) -> Result<(), String> {
         match &step.action {
             Action::Send { connection, text, bytewise } => self.send(connection, text, *bytewise),
-            Action::Expect { connection, pattern, within } => self.expect(connection, pattern, *within),
+            Action::Expect { connection, pattern, within } => {
+                self.expect(connection, pattern, within.as_ref())
+            }
             Action::ExpectBody { connection, pattern } => self.expect_body(connection, pattern),
             Action::ExpectNothing { connection } => self.expect_nothing(connection),
             Action::ExpectClosed { connection } => self.expect_closed(connection),
@@ -155,13 +163,16 @@ impl Run {
         Ok(())
     }
 
-    fn expect(&mut self, name: &str, pattern: &str, within: Option<(f64, f64)>) -> Result<(), String> {
+    fn expect(&mut self, name: &str, pattern: &str, within: Option<&Window>) -> Result<(), String> {
         let pattern = Pattern::parse(pattern)?;
+        self.let_speak(name)?;
+        let since_of = within.and_then(|window| window.after.as_deref()).unwrap_or(name);
+        let since = self.peer(since_of).since;
         let peer = self.peer(name);
         let line = peer.connection.line().map_err(|error| {
             format!("no line came ({error}); pending: {:?}", shown(peer.connection.pending()))
         })?;
-        let after_s = peer.since.elapsed().as_secs_f64();
+        let after_s = since.elapsed().as_secs_f64();
         let body = peer.body.take();
         if let Some(announced) = ok_length(&line) {
             peer.body = Some((announced, 0));
@@ -176,11 +187,26 @@ impl Run {
             return Err(format!("got {:?}", shown(&line)));
         }
         match within {
-            Some((from, to)) if !(from..=to).contains(&after_s) => {
-                Err(format!("came after {after_s:.3} s, not within {from}..{to} s"))
+            Some(Window { from_s, to_s, .. }) if !(from_s..=to_s).contains(&&after_s) => {
+                Err(format!("came after {after_s:.3} s, not within {from_s}..{to_s} s"))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Lets the speaker speak, if there is one, until something has arrived for `listener`.
+    fn let_speak(&mut self, listener: &str) -> Result<(), String> {
+        let Some(speaker) = self.speaker.take() else { return Ok(()) };
+        let deadline = Instant::now() + wait::PATIENCE;
+        let silent = |error: std::io::Error| format!("{speaker} cannot speak: {error}");
+        while Instant::now() < deadline {
+            let heard = self.peer(listener).connection.is_silent_for(SPEAK_EVERY).map_err(silent)?;
+            if !heard {
+                break;
+            }
+            self.peer(&speaker).connection.command("list-tube-used").map_err(silent)?;
+        }
+        Ok(())
     }
 
     fn expect_body(&mut self, name: &str, pattern: &str) -> Result<(), String> {
@@ -240,6 +266,10 @@ impl Run {
                 self.peer(name);
             }
             ClientDeed::HalfClose => self.peer(name).connection.half_close().map_err(broken)?,
+            ClientDeed::Speak if self.server.kind() == Kind::Beanstalkd => {
+                self.speaker = Some(name.to_string());
+            }
+            ClientDeed::Speak => {}
             ClientDeed::Close => {
                 self.peers.remove(name);
             }
