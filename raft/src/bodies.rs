@@ -81,6 +81,13 @@ impl Bodies {
         self.log.release(addr.index, u64::from(addr.len));
     }
 
+    /// Whether the next segment cannot be made, because the disk is full above all. What is left of the active one still takes
+    /// entries; when that is used up too, the node stops. Tried again every second. Cheap.
+    #[must_use]
+    pub fn no_space(&self) -> bool {
+        self.preparer.failing()
+    }
+
     /// What the log and its bodies occupy now. Takes time in proportion to the number of segments.
     #[must_use]
     pub fn disk_usage(&self) -> DiskUsage {
@@ -88,7 +95,7 @@ impl Bodies {
         let mut usage = DiskUsage {
             segments: segments.len() as u64,
             pinned_deleted: self.log.table.pinned_deleted(),
-            no_space: self.preparer.failing(),
+            no_space: self.no_space(),
             ..DiskUsage::default()
         };
         for segment in &segments {

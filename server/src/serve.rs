@@ -207,4 +207,7 @@ impl BodySource for NoBodies {
     }
     fn retain(&self, _addr: BodyAddr) {}
     fn release(&self, _addr: BodyAddr) {}
+    fn no_space(&self) -> bool {
+        false
+    }
 }

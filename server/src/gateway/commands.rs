@@ -54,8 +54,9 @@ impl Gateway {
         if draining {
             return self.reply_now(conn, &Reply::Draining);
         }
-        if cut_off {
-            // Certainly never proposed, and said in a word that every client knows.
+        // What is left of the log belongs to the commands that empty the queue. And without a leader it was certainly not
+        // proposed: that is said in a word that every client knows.
+        if cut_off || self.bodies.no_space() {
             return self.reply_now(conn, &Reply::OutOfMemory);
         }
         session.unanswered_bytes += body.len();

@@ -73,6 +73,8 @@ pub trait BodySource: Send {
     fn retain(&self, addr: BodyAddr);
     /// See [`beanpole_raft::Bodies::release`].
     fn release(&self, addr: BodyAddr);
+    /// See [`beanpole_raft::Bodies::no_space`].
+    fn no_space(&self) -> bool;
 }
 
 impl BodySource for beanpole_raft::Bodies {
@@ -84,6 +86,9 @@ impl BodySource for beanpole_raft::Bodies {
     }
     fn release(&self, addr: BodyAddr) {
         beanpole_raft::Bodies::release(self, addr);
+    }
+    fn no_space(&self) -> bool {
+        beanpole_raft::Bodies::no_space(self)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use beanpole_protocol::Decoder;
 use beanpole_raft::{BodyAddr, BodyError, Payload};
@@ -28,13 +28,16 @@ impl TimeSource for Time {
     }
 }
 
-/// The log's entries, with bodies that are cold while `frozen`.
+/// The log's entries, with bodies that are cold while `frozen`, on a disk that is full while `full`.
 #[derive(Clone, Default)]
-struct Entries(Arc<Mutex<(Vec<Payload>, bool)>>);
+struct Entries {
+    log: Arc<Mutex<(Vec<Payload>, bool)>>,
+    full: Arc<AtomicBool>,
+}
 
 impl BodySource for Entries {
     fn read_now(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
-        let entries = self.0.lock();
+        let entries = self.log.lock();
         if entries.1 {
             return Ok(false);
         }
@@ -44,6 +47,9 @@ impl BodySource for Entries {
     }
     fn retain(&self, _addr: BodyAddr) {}
     fn release(&self, _addr: BodyAddr) {}
+    fn no_space(&self) -> bool {
+        self.full.load(SeqCst)
+    }
 }
 
 struct NoFacts;
@@ -145,7 +151,7 @@ impl Bench {
 
     fn commit(&mut self, payload: Payload) {
         let index = {
-            let mut entries = self.entries.0.lock();
+            let mut entries = self.entries.log.lock();
             entries.0.push(payload.clone());
             entries.0.len() as u64
         };
@@ -368,6 +374,17 @@ fn jobs_of_a_client_that_leaves_return() {
 }
 
 #[test]
+fn a_full_disk_refuses_puts_and_nothing_else() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 1\r\na\r\n");
+    b.entries.full.store(true, SeqCst);
+    let replies = b.ask(0, "put 0 0 9 1\r\nb\r\nreserve\r\ndelete 1\r\nput 0 0 9 1\r\nc\r\n");
+    assert_eq!(replies, "OUT_OF_MEMORY\r\nRESERVED 1 1\r\na\r\nDELETED\r\nOUT_OF_MEMORY\r\n");
+    b.entries.full.store(false, SeqCst);
+    assert_eq!(b.ask(0, "put 0 0 9 1\r\nd\r\n"), "INSERTED 2\r\n");
+}
+
+#[test]
 fn a_job_handed_out_to_a_client_that_left_is_as_if_it_never_was() {
     let mut b = Bench::new(2);
     b.ask(0, "reserve\r\n");
@@ -420,9 +437,9 @@ fn cold_bodies_keep_their_place_in_the_order_of_replies() {
     let mut b = Bench::new(1);
     b.ask(0, "put 0 0 9 1\r\na\r\nput 0 0 9 1\r\nb\r\n");
     b.received(0);
-    b.entries.0.lock().1 = true;
+    b.entries.log.lock().1 = true;
     assert_eq!(b.ask(0, "reserve-job 2\r\nuse x\r\nreserve-job 1\r\ndelete 1\r\n"), "");
-    b.entries.0.lock().1 = false;
+    b.entries.log.lock().1 = false;
     let mut cold = b.gateway.take_cold();
     assert_eq!(cold.len(), 2);
     cold.reverse();
@@ -439,11 +456,11 @@ fn cold_bodies_keep_their_place_in_the_order_of_replies() {
 fn a_damaged_body_is_never_served() {
     let mut b = Bench::new(1);
     b.ask(0, "put 0 0 9 4\r\ngood\r\n");
-    let whole = b.entries.0.lock().0[1].to_bytes();
+    let whole = b.entries.log.lock().0[1].to_bytes();
     let mut bytes = whole.to_vec();
     let at = bytes.windows(4).position(|w| w == b"good").unwrap();
     bytes[at] ^= 1;
-    b.entries.0.lock().0[1] = Payload::from(bytes);
+    b.entries.log.lock().0[1] = Payload::from(bytes);
     b.received(0);
     assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "INTERNAL_ERROR\r\n");
     assert!(b.ask(0, "stats-job 1\r\n").contains("\nstate: buried\n"));
