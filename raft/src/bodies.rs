@@ -29,12 +29,10 @@ impl Bodies {
     /// # Errors
     /// [`BodyError::Unknown`] when no retained entry holds that range.
     pub fn read_now(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
-        match self.log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, out) {
-            Some(true) => return Ok(true),
-            Some(false) => return Err(BodyError::Unknown(addr)),
-            None => {}
+        if self.read_ring(addr, out)? {
+            return Ok(true);
         }
-        let read = self.log.table.with(addr.index, |segment, _| {
+        let read = self.log.table.with_body(addr.index, |segment| {
             let start = place(segment, addr)?;
             let now = segment.map.resident(start, addr.len as usize);
             if now {
@@ -52,18 +50,28 @@ impl Bodies {
     /// [`BodyError::Unknown`] when no retained entry holds that range, [`BodyError::Io`] when the disk fails.
     pub fn read_blocking(&self, addr: BodyAddr) -> Result<Bytes, BodyError> {
         let mut out = BytesMut::new();
-        match self.log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, &mut out) {
-            Some(true) => return Ok(out.freeze()),
-            Some(false) => return Err(BodyError::Unknown(addr)),
-            None => {}
+        if self.read_ring(addr, &mut out)? {
+            return Ok(out.freeze());
         }
-        let (segment, _) = self.log.table.find(addr.index).ok_or(BodyError::Unknown(addr))?;
+        let segment = self.log.table.with_body(addr.index, Arc::clone).ok_or(BodyError::Unknown(addr))?;
         let start = place(&segment, addr).ok_or(BodyError::Unknown(addr))?;
         let mut bytes = vec![0; addr.len as usize];
         match segment.file.read_at(&mut bytes, start) {
             Ok(read) if read == bytes.len() => Ok(bytes.into()),
             Ok(_) => Err(BodyError::Io { addr, source: std::io::ErrorKind::UnexpectedEof.into() }),
             Err(source) => Err(BodyError::Io { addr, source }),
+        }
+    }
+
+    /// Appends the bytes at `addr` when the ring has them. What came with a snapshot is not taken from there:
+    /// the ring may still hold an entry that was never committed under the same index.
+    fn read_ring(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
+        if self.log.table.imported(addr.index).is_some() {
+            return Ok(false);
+        }
+        match self.log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, out) {
+            Some(false) => Err(BodyError::Unknown(addr)),
+            found => Ok(found.is_some()),
         }
     }
 
@@ -91,7 +99,8 @@ impl Bodies {
     /// What the log and its bodies occupy now. Takes time in proportion to the number of segments.
     #[must_use]
     pub fn disk_usage(&self) -> DiskUsage {
-        let segments = self.log.table.all();
+        let mut segments = self.log.table.all();
+        segments.extend(self.log.table.bodies());
         let mut usage = DiskUsage {
             segments: segments.len() as u64,
             pinned_deleted: self.log.table.pinned_deleted(),
@@ -109,7 +118,7 @@ impl Bodies {
 }
 
 /// Where in the file a body starts; `None` when it is not within its entry's record.
-fn place(segment: &Segment, addr: BodyAddr) -> Option<u64> {
+pub(crate) fn place(segment: &Segment, addr: BodyAddr) -> Option<u64> {
     let (record, end) = segment.span(addr.index)?;
     let start = record + HEAD_LEN as u64 + u64::from(addr.offset);
     (start + u64::from(addr.len) <= end).then_some(start)

@@ -124,7 +124,9 @@ impl Writer {
             None => (None, start, None),
         };
         let staged = Staged::default();
-        let next = next_index(&state);
+        // Not the log's next one when the purge point has jumped beyond the end.
+        let end = segment.as_ref().and_then(|segment| segment.range()).map(|(_, last)| last + 1);
+        let next = end.unwrap_or_else(|| next_index(&state));
         let mut writer =
             Self { log, preparer, segment, at, durable: at, state, truncated_from, next, staged };
         if writer.segment.is_some() && at == start {
@@ -326,7 +328,8 @@ impl Writer {
     /// last segment can ever be torn.
     fn seal(&mut self, segment: &Segment) -> io::Result<()> {
         let (first, offsets) = segment.entries();
-        let footer = Footer { state: self.state, truncated_from: self.truncated_from, first, offsets };
+        let (state, truncated_from, indexes) = (self.state, self.truncated_from, Vec::new());
+        let footer = Footer { state, truncated_from, first, offsets, indexes };
         let payload = footer.encode();
         let head = Head {
             kind: Kind::Footer,

@@ -7,7 +7,7 @@
 //! ...      zeros
 //! end-32   trailer of a sealed segment: where the footer is
 //!
-//! header   0 magic "BEANSEG1"  8 version u32  12 zero u32  16 segment id u64  24 epoch u64
+//! header   0 magic "BEANSEG1"  8 version u32  12 bodies u32  16 segment id u64  24 epoch u64
 //!          32 zero [28]  60 crc u32
 //! record   0 crc u32  4 payload length u32  8 kind u8  9 zero [3]  12 durable u32  16 index u64  24 term u64
 //!          32 payload, then zeros up to a multiple of 8
@@ -18,6 +18,9 @@
 //! one of an earlier use of the same file passes for valid. `durable` is the offset up to which the segment
 //! was known to be synced when the record was written: damage below a later record's `durable` cannot be the
 //! trace of a crash.
+//!
+//! A segment whose header says `bodies` 1 is no part of the ordered stream: it holds entries that came with a
+//! snapshot of another node, in rising order and with gaps, and its footer lists their indexes too.
 
 use std::fmt;
 
@@ -166,6 +169,15 @@ pub(crate) struct Head {
 impl Head {
     /// The encoded head of a record whose payload consists of `parts`.
     pub(crate) fn encode<'a>(&self, seed: u32, parts: impl Iterator<Item = &'a [u8]>) -> [u8; HEAD_LEN] {
+        let mut record = self.begin(seed);
+        for part in parts {
+            record.update(part);
+        }
+        record.finish()
+    }
+
+    /// Begins a record whose payload is not at hand as a whole.
+    pub(crate) fn begin(&self, seed: u32) -> OpenRecord {
         let mut out = [0; HEAD_LEN];
         out[4..8].copy_from_slice(&self.len.to_le_bytes());
         out[8] = self.kind.code();
@@ -174,11 +186,7 @@ impl Head {
         out[24..32].copy_from_slice(&self.term.to_le_bytes());
         let mut crc = crc32fast::Hasher::new_with_initial(seed);
         crc.update(&out[4..]);
-        for part in parts {
-            crc.update(part);
-        }
-        out[..4].copy_from_slice(&crc.finalize().to_le_bytes());
-        out
+        OpenRecord { head: out, crc }
     }
 
     /// Reads a head without checking its CRC; `None` when it cannot be one.
@@ -202,6 +210,24 @@ impl Head {
 /// How many bytes a record with a payload of `len` bytes takes, padding included.
 pub(crate) fn record_len(len: usize) -> u64 {
     (HEAD_LEN + len).next_multiple_of(ALIGN) as u64
+}
+
+/// A head that waits for its payload, in any number of pieces.
+pub(crate) struct OpenRecord {
+    head: [u8; HEAD_LEN],
+    crc: crc32fast::Hasher,
+}
+
+impl OpenRecord {
+    pub(crate) fn update(&mut self, payload: &[u8]) {
+        self.crc.update(payload);
+    }
+
+    /// The encoded head, once the whole payload was seen.
+    pub(crate) fn finish(mut self) -> [u8; HEAD_LEN] {
+        self.head[..4].copy_from_slice(&self.crc.finalize().to_le_bytes());
+        self.head
+    }
 }
 
 /// A record's CRC, started from its head and to be fed with its payload in any number of pieces.
@@ -239,6 +265,8 @@ pub(crate) fn seed(id: u64, epoch: u64) -> u32 {
 pub(crate) struct SegmentHeader {
     pub(crate) id: u64,
     pub(crate) epoch: u64,
+    /// It holds entries that came with a snapshot.
+    pub(crate) bodies: bool,
 }
 
 /// Why the first bytes of a file are no segment header.
@@ -255,6 +283,7 @@ impl SegmentHeader {
         let mut out = [0; HEADER_LEN];
         out[..8].copy_from_slice(SEGMENT_MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&u32::from(self.bodies).to_le_bytes());
         out[16..24].copy_from_slice(&self.id.to_le_bytes());
         out[24..32].copy_from_slice(&self.epoch.to_le_bytes());
         let crc = crc32fast::hash(&out[..60]);
@@ -271,7 +300,12 @@ impl SegmentHeader {
         if version != VERSION {
             return Err(BadHeader::Version(version));
         }
-        Ok(Self { id: u64_at(bytes, 16), epoch: u64_at(bytes, 24) })
+        let bodies = match u32_at(bytes, 12) {
+            0 => false,
+            1 => true,
+            2..=u32::MAX => return Err(BadHeader::Damaged),
+        };
+        Ok(Self { id: u64_at(bytes, 16), epoch: u64_at(bytes, 24), bodies })
     }
 }
 
@@ -365,6 +399,8 @@ pub(crate) struct Footer {
     pub(crate) first: u64,
     /// Where each entry's record starts, from `first` on.
     pub(crate) offsets: Vec<u32>,
+    /// The index of each entry of a body segment; empty where entries are consecutive.
+    pub(crate) indexes: Vec<u64>,
 }
 
 impl Footer {
@@ -382,19 +418,24 @@ impl Footer {
         for offset in &self.offsets {
             out.extend_from_slice(&offset.to_le_bytes());
         }
+        for index in &self.indexes {
+            out.extend_from_slice(&index.to_le_bytes());
+        }
         out
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let state = LogState::decode(bytes)?;
         let fixed = bytes.get(STATE_LEN..FOOTER_FIXED)?;
-        let table = &bytes[FOOTER_FIXED..];
-        if table.len() as u64 != u64_at(fixed, 16).checked_mul(4)? {
+        let count = usize::try_from(u64_at(fixed, 16)).ok()?;
+        let (table, indexes) = bytes[FOOTER_FIXED..].split_at_checked(count.checked_mul(4)?)?;
+        if !indexes.is_empty() && indexes.len() != count.checked_mul(8)? {
             return None;
         }
         let offsets = table.chunks_exact(4).map(|chunk| u32_at(chunk, 0)).collect();
+        let indexes = indexes.chunks_exact(8).map(|chunk| u64_at(chunk, 0)).collect();
         let truncated_from = Some(u64_at(fixed, 0)).filter(|index| *index != NO_INDEX);
-        Some(Self { state, truncated_from, first: u64_at(fixed, 8), offsets })
+        Some(Self { state, truncated_from, first: u64_at(fixed, 8), offsets, indexes })
     }
 }
 
@@ -457,22 +498,32 @@ mod tests {
     /// What is encoded decodes to the same, and a changed byte anywhere does not pass.
     #[test]
     fn round_trips() {
-        let header = SegmentHeader { id: 7, epoch: 99 };
-        let mut bytes = header.encode();
-        assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
-        bytes[20] ^= 1;
-        assert_eq!(SegmentHeader::decode(&bytes), Err(BadHeader::Damaged));
+        let header = SegmentHeader { id: 7, epoch: 99, bodies: false };
+        for header in [header, SegmentHeader { bodies: true, ..header }] {
+            let mut bytes = header.encode();
+            assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
+            bytes[20] ^= 1;
+            assert_eq!(SegmentHeader::decode(&bytes), Err(BadHeader::Damaged));
+        }
 
         let trailer = encode_trailer(&header, 4096);
         assert_eq!(decode_trailer(&header, &trailer), Some(4096));
-        assert_eq!(decode_trailer(&SegmentHeader { id: 8, epoch: 99 }, &trailer), None);
+        assert_eq!(decode_trailer(&SegmentHeader { id: 8, ..header }, &trailer), None);
 
-        let footer =
-            Footer { state: state(), truncated_from: Some(5), first: 10, offsets: vec![64, 128, 1 << 31] };
-        let bytes = footer.encode();
-        assert_eq!(bytes.len(), Footer::len(3));
-        assert_eq!(Footer::decode(&bytes), Some(footer));
-        assert_eq!(Footer::decode(&bytes[..bytes.len() - 1]), None);
+        let mut footer = Footer {
+            state: state(),
+            truncated_from: Some(5),
+            first: 10,
+            offsets: vec![64, 128, 1 << 31],
+            indexes: Vec::new(),
+        };
+        assert_eq!(footer.encode().len(), Footer::len(3));
+        for indexes in [vec![], vec![10, 400, 1 << 40]] {
+            footer.indexes = indexes;
+            let bytes = footer.encode();
+            assert_eq!(Footer::decode(&bytes).as_ref(), Some(&footer));
+            assert_eq!(Footer::decode(&bytes[..bytes.len() - 1]), None);
+        }
 
         let record = StateRecord { state: LogState::default(), previous_id: 4, previous_end: 5 };
         let back = StateRecord::decode(&record.encode()).unwrap();

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::body_segment;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::format::{BadHeader, Head, SegmentHeader};
 use crate::recover::{SUFFIX, segment_path};
@@ -108,10 +109,24 @@ struct Found {
 
 fn find(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Found>> {
     let names = disk.list(dir)?;
-    let mut ids: Vec<u64> = names.iter().filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok()).collect();
+    find_named(disk, &names, |name| name.strip_suffix(SUFFIX)?.parse().ok(), |id| segment_path(dir, id))
+}
+
+/// The body segments.
+fn find_bodies(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Found>> {
+    find_named(disk, &disk.list(dir)?, body_segment::id_of, |id| body_segment::path(dir, id))
+}
+
+fn find_named(
+    disk: &dyn Disk,
+    names: &[String],
+    id_of: impl Fn(&str) -> Option<u64>,
+    path_of: impl Fn(u64) -> PathBuf,
+) -> io::Result<Vec<Found>> {
+    let mut ids: Vec<u64> = names.iter().filter_map(|name| id_of(name)).collect();
     ids.sort_unstable();
     let open = |id| {
-        let path = segment_path(dir, id);
+        let path = path_of(id);
         let file = disk.open(&path, Access::Read)?;
         let header = scan::read_header(&file)?;
         Ok(Found { id, path, file, header })
@@ -119,12 +134,14 @@ fn find(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<Found>> {
     ids.into_iter().map(open).collect()
 }
 
-/// Lists the segments in `dir`, in order. Reads headers and footers, and scans segments without a footer.
+/// Lists the segments in `dir`, in order, body segments (which came with a snapshot) first. Reads headers and footers, and scans segments without a footer.
 ///
 /// # Errors
 /// When the directory or a file cannot be read.
 pub fn list(disk: &dyn Disk, dir: &Path) -> io::Result<Vec<SegmentInfo>> {
-    find(disk, dir)?.iter().map(describe).collect()
+    let mut found = find_bodies(disk, dir)?;
+    found.extend(find(disk, dir)?);
+    found.iter().map(describe).collect()
 }
 
 fn describe(found: &Found) -> io::Result<SegmentInfo> {
@@ -154,7 +171,8 @@ fn describe(found: &Found) -> io::Result<SegmentInfo> {
     info.used = end;
     if !footer.offsets.is_empty() {
         info.first = Some(footer.first);
-        info.last = Some(footer.first + footer.offsets.len() as u64 - 1);
+        let last = footer.first + footer.offsets.len() as u64 - 1;
+        info.last = Some(footer.indexes.last().copied().unwrap_or(last));
     }
     Ok(info)
 }
@@ -174,6 +192,9 @@ pub fn verify(disk: &Arc<dyn Disk>, dir: &Path) -> io::Result<Vec<Check>> {
     let mut checks = Vec::new();
     for (at, segment) in found.iter().enumerate() {
         checks.push(check_segment(segment, at >= last_used)?);
+    }
+    for segment in &find_bodies(&**disk, dir)? {
+        checks.push(check_segment(segment, false)?);
     }
     for path in snapshot::paths(&**disk, dir)? {
         checks.push(check_snapshot(disk, dir, path)?);
@@ -233,7 +254,9 @@ fn check_snapshot(disk: &Arc<dyn Disk>, dir: &Path, file: PathBuf) -> io::Result
 /// # Errors
 /// When the directory or a file cannot be read.
 pub fn dump(disk: &dyn Disk, dir: &Path, only: Option<u64>, f: &mut dyn FnMut(RecordInfo)) -> io::Result<()> {
-    for found in find(disk, dir)? {
+    let mut all = find_bodies(disk, dir)?;
+    all.extend(find(disk, dir)?);
+    for found in all {
         let Ok(header) = found.header else { continue };
         if only.is_some_and(|only| only != found.id) {
             continue;

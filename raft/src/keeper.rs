@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A segment is dead when all its entries are purged and neither the state nor the newest durable snapshot
-//! references a body in it.
+//! references a body in it. It is looked for after every purge, also after one that follows a snapshot of
+//! another node. Whoever still reads a removed segment keeps its file open.
 
 use std::io;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::error::{Fatal, SnapshotError};
 use crate::log::Log;
 use crate::machine::{Builder, Machine};
 use crate::prepare::Preparer;
+use crate::segment::Segment;
 use crate::types::TypeConfig;
 
 /// Somebody who asked for a snapshot.
@@ -41,12 +43,17 @@ impl Keeper {
         if self.remove_dead().await.is_err() {
             return;
         }
+        let mut purged = self.log.watch_purged();
         loop {
             let request = tokio::select! {
                 () = self.log.snapshot_due.notified() => None,
                 request = requests.recv() => match request {
                     Some(request) => Some(request),
                     None => return,
+                },
+                changed = purged.changed() => match changed {
+                    Ok(()) if self.remove_dead().await.is_ok() => continue,
+                    Ok(()) | Err(_) => return,
                 },
             };
             if request.is_none() && !self.log.is_snapshot_due() {
@@ -142,34 +149,19 @@ impl Keeper {
 
     /// Unlinks segments that nothing references.
     async fn remove_dead(&self) -> Result<(), SnapshotError> {
-        let purged = *self.log.watch_purged().borrow();
-        let snapshot = self.log.snapshot_index();
-        let mut segments = self.log.table.all();
-        // The last one is being written.
-        segments.pop();
-        let dead: Vec<u64> = segments
-            .iter()
-            .filter(|segment| segment.range().is_none_or(|(_, last)| last <= purged && purged > 0))
-            .filter(|segment| segment.dead_at(snapshot))
-            .map(|segment| segment.header.id)
-            .collect();
-        if dead.is_empty() {
+        let gone = take_dead(&self.log);
+        let segments = gone.len();
+        if segments == 0 {
             return Ok(());
         }
-        let gone = self.log.table.remove(&dead);
         let log = self.log.clone();
-        let removed = self.log.blocking(move || {
-            for segment in &gone {
-                log.disk.unlink(&segment.path)?;
-            }
-            log.disk.sync_dir(&log.dir)
-        });
+        let removed = self.log.blocking(move || unlink(&log, &gone));
         if let Err(error) = removed.await {
             self.log.fail(&format!("removing dead segments: {error}"), Vec::new());
             return Err(self.stopped(&error));
         }
         self.preparer.retry();
-        tracing::info!(segments = dead.len(), "dead segments removed");
+        tracing::info!(segments, "dead segments removed");
         Ok(())
     }
 
@@ -178,4 +170,31 @@ impl Keeper {
         let reason = self.log.watch_fatal().borrow().clone();
         reason.unwrap_or_else(|| Fatal::Consensus(why.to_string())).into()
     }
+}
+
+/// Takes segments that nothing references out of the table.
+pub(crate) fn take_dead(log: &Log) -> Vec<Arc<Segment>> {
+    // While a snapshot is installed nothing seems to be referenced. The purge that follows it comes here.
+    let Some(_settled) = log.replacing.try_lock() else { return Vec::new() };
+    let purged = *log.watch_purged().borrow();
+    let snapshot = log.snapshot_index();
+    let mut segments = log.table.all();
+    // The last one is being written.
+    segments.pop();
+    segments.extend(log.table.bodies());
+    let dead: Vec<u64> = segments
+        .iter()
+        .filter(|segment| segment.range().is_none_or(|(_, last)| last <= purged && purged > 0))
+        .filter(|segment| segment.dead_at(snapshot))
+        .map(|segment| segment.header.id)
+        .collect();
+    if dead.is_empty() { Vec::new() } else { log.table.remove(&dead) }
+}
+
+/// Removes the files of segments that were taken out of the table.
+pub(crate) fn unlink(log: &Log, gone: &[Arc<Segment>]) -> io::Result<()> {
+    for segment in gone {
+        log.disk.unlink(&segment.path)?;
+    }
+    log.disk.sync_dir(&log.dir)
 }

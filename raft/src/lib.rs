@@ -14,6 +14,7 @@
 
 mod bodies;
 mod cluster;
+mod body_segment;
 mod completion;
 mod disk;
 mod error;
@@ -35,6 +36,7 @@ mod network;
 mod node;
 mod open;
 mod options;
+mod output;
 mod payload;
 mod peer;
 mod peers;
@@ -51,6 +53,8 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
+#[allow(dead_code, unused_imports, reason = "the transport to peers calls it")]
+mod transfer;
 mod types;
 
 pub use bodies::{Bodies, DiskUsage};

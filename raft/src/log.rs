@@ -21,10 +21,12 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::bodies::place;
 use crate::completion::{Completions, Done};
 use crate::disk::{Disk, DiskLock};
 use crate::error::Fatal;
 use crate::format::{Ballot, HEAD_LEN, Head, LogState, Position, RecordCrc};
+use crate::payload::BodyAddr;
 use crate::ring::Ring;
 use crate::scan::next_index;
 use crate::segment::{Segment, SegmentTable};
@@ -61,6 +63,9 @@ pub(crate) struct Log {
     /// Bytes of log that call for the next snapshot: absolute, against `written_bytes`.
     snapshot_due_at: AtomicU64,
     pub(crate) snapshot_due: Notify,
+    /// Held while the snapshot, or the state and with it the counts of live bodies, is being replaced: what is
+    /// not referenced at such a moment may be a moment later. Taken on threads that may block.
+    pub(crate) replacing: Mutex<()>,
     /// Held while the directory is in use.
     lock: Mutex<Option<DiskLock>>,
 }
@@ -155,6 +160,7 @@ impl Log {
             snapshot_index: AtomicU64::new(0),
             snapshot_due_at: AtomicU64::new(u64::MAX),
             snapshot_due: Notify::new(),
+            replacing: Mutex::new(()),
             lock: Mutex::new(lock),
         }
     }
@@ -196,7 +202,12 @@ impl Log {
                     inner.ring.truncate(*index);
                     inner.state.last = *last;
                 }
-                Op::Purge(position) => inner.purge(*position),
+                Op::Purge(position) => {
+                    if let Some(truncate) = inner.void_unproven(*position) {
+                        inner.queue.push(truncate);
+                    }
+                    inner.purge(*position);
+                }
                 Op::Report(_) => {}
             }
             inner.queue.push(op);
@@ -402,12 +413,12 @@ impl Log {
 
     /// Counts a body as referenced.
     pub(crate) fn retain(&self, index: u64, bytes: u64) {
-        if self.table.with(index, |segment, _| segment.retain(bytes, 1)).is_some() {
+        if self.table.with_body(index, |segment| segment.retain(bytes, 1)).is_some() {
             return;
         }
         let mut inner = self.inner.lock();
         // It may have been published between the two looks.
-        if self.table.with(index, |segment, _| segment.retain(bytes, 1)).is_none() {
+        if self.table.with_body(index, |segment| segment.retain(bytes, 1)).is_none() {
             let live = inner.unwritten_live.entry(index).or_default();
             live.0 += bytes;
             live.1 += 1;
@@ -417,11 +428,11 @@ impl Log {
     /// Counts a body as no longer referenced.
     pub(crate) fn release(&self, index: u64, bytes: u64) {
         let at = self.applying.load(Ordering::Relaxed);
-        if self.table.with(index, |segment, _| segment.release(bytes, at)).is_some() {
+        if self.table.with_body(index, |segment| segment.release(bytes, at)).is_some() {
             return;
         }
         let mut inner = self.inner.lock();
-        if self.table.with(index, |segment, _| segment.release(bytes, at)).is_none() {
+        if self.table.with_body(index, |segment| segment.release(bytes, at)).is_none() {
             let live = inner.unwritten_live.get_mut(&index);
             let live = live.expect("a body is released at most as often as it was retained");
             live.0 -= bytes;
@@ -432,13 +443,34 @@ impl Log {
         }
     }
 
+    /// Counts a body that must be in a segment by now; answers whether it is.
+    pub(crate) fn retain_stored(&self, addr: BodyAddr) -> bool {
+        let counted = self.table.with_body(addr.index, |segment| {
+            let stored = place(segment, addr).is_some();
+            if stored {
+                segment.retain(u64::from(addr.len), 1);
+            }
+            stored
+        });
+        counted.unwrap_or(false)
+    }
+
     /// Forgets which bodies are referenced: the state is about to be replaced.
     pub(crate) fn reset_live(&self) {
         let mut inner = self.inner.lock();
         inner.unwritten_live.clear();
-        for segment in self.table.all() {
+        for segment in self.table.all().into_iter().chain(self.table.bodies()) {
             segment.reset_live();
         }
+    }
+
+    /// Up to where everything that a later snapshot can reference is here: what is committed and in the log,
+    /// and what this node's own snapshot covers.
+    pub(crate) fn complete_upto(&self) -> u64 {
+        let state = self.inner.lock().state;
+        let last = state.last.map_or(0, |last| last.index);
+        let committed = state.committed.map_or(0, |committed| committed.index.min(last));
+        committed.max(state.purged.map_or(0, |purged| purged.index)).max(self.snapshot_index())
     }
 
     /// Waits until everything queued so far is durable.
@@ -483,6 +515,21 @@ impl Inner {
         self.state.last = Some(entry.log_id.into());
         let number = self.ring.push(entry.clone());
         self.queue.push(Op::Append { entry, number });
+    }
+
+    /// A purge point beyond the end replaces the log: entries of which it is not known that they are committed
+    /// may be other ones than those that it stands for, and are voided before.
+    fn void_unproven(&mut self, purged: Position) -> Option<Op> {
+        let last = self.state.last.filter(|last| last.index < purged.index)?;
+        let by_index = |position: &Position| position.index;
+        let kept = [self.state.committed, self.state.purged].into_iter().flatten().max_by_key(by_index);
+        let index = kept.map_or(0, |kept| kept.index + 1).max(self.first);
+        if index > last.index {
+            return None;
+        }
+        self.ring.truncate(index);
+        self.state.last = kept;
+        Some(Op::Truncate { index, last: kept })
     }
 
     fn purge(&mut self, position: Position) {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::disk::Disk;
 use crate::error::Fatal;
 use crate::log::Log;
+use crate::prepare::Preparer;
 use crate::snapshot::{self, SnapshotFile};
 use crate::state::{SnapshotImage, StateMachine};
 use crate::types::{Entry, LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -19,8 +20,8 @@ use crate::types::{Entry, LogId, RaftSnapshot, SnapshotMeta, StoredMembership, T
 /// Applies entries.
 pub(crate) struct Machine {
     /// Only ever reached through `&mut`; the lock makes the shell shareable, as openraft asks, and is never
-    /// taken.
-    state: Mutex<Box<dyn StateMachine>>,
+    /// taken. `None` while a snapshot is being installed, when nothing else is called.
+    state: Mutex<Option<Box<dyn StateMachine>>>,
     applied: Option<LogId>,
     membership: StoredMembership,
     shared: Arc<MachineShared>,
@@ -37,16 +38,62 @@ impl Drop for Machine {
 /// What the machine, its snapshot builders and the node share.
 pub(crate) struct MachineShared {
     pub(crate) log: Arc<Log>,
+    pub(crate) preparer: Arc<Preparer>,
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     current: Mutex<Option<SnapshotFile>>,
 }
 
 impl MachineShared {
-    pub(crate) fn new(log: Arc<Log>, current: Option<SnapshotFile>) -> Self {
+    pub(crate) fn new(log: Arc<Log>, preparer: Arc<Preparer>, current: Option<SnapshotFile>) -> Self {
         let (disk, dir) = (log.disk.clone(), log.dir.clone());
         log.set_snapshot_index(current.as_ref().map_or(0, SnapshotFile::index));
-        Self { log, disk, dir, current: Mutex::new(current) }
+        Self { log, preparer, disk, dir, current: Mutex::new(current) }
+    }
+
+    /// The newest durable snapshot.
+    pub(crate) fn current(&self) -> Option<SnapshotFile> {
+        self.current.lock().clone()
+    }
+
+    /// Replaces the state by that of `file` and counts the bodies that it references. May block.
+    fn load(&self, state: &mut dyn StateMachine, file: &SnapshotFile) -> io::Result<()> {
+        state.restore(file.index(), &mut file.image()?)?;
+        self.log.reset_live();
+        let mut missing = None;
+        state.for_each_live(&mut |addr| {
+            if !self.log.retain_stored(addr) {
+                missing.get_or_insert(addr);
+            }
+        });
+        let Some(addr) = missing else { return Ok(()) };
+        let what = format!(
+            "it references the body at entry {} offset {}, which is not here",
+            addr.index, addr.offset
+        );
+        Err(io::Error::new(io::ErrorKind::InvalidData, what))
+    }
+
+    /// Makes a snapshot of another node the current one and its state the state. May block for long.
+    ///
+    /// The state goes first, because it alone knows which bodies must be there; it is volatile, and a node that
+    /// fails here stops. Then the files get their names, the snapshot last: from then on the new state is in
+    /// force.
+    fn install(&self, state: &mut dyn StateMachine, snapshot: &SnapshotFile) -> io::Result<()> {
+        let _replacing = self.log.replacing.lock();
+        let Some(staged) = &snapshot.staged else {
+            let known = self.current().filter(|file| file.path == snapshot.path);
+            let file = match known {
+                Some(file) => file,
+                None => snapshot::copy(&self.disk, &self.dir, snapshot)?,
+            };
+            self.replace(file.clone())?;
+            return self.load(state, &file);
+        };
+        self.log.table.adopt(&staged.segments());
+        self.load(state, snapshot)?;
+        staged.put_into_place()?;
+        self.replace(snapshot.put_into_place(&self.dir)?)
     }
 
     /// Makes `file`, which is durable, the current snapshot, and removes the one before.
@@ -63,7 +110,19 @@ impl MachineShared {
 impl Machine {
     /// A machine that has applied nothing.
     pub(crate) fn new(state: Box<dyn StateMachine>, shared: Arc<MachineShared>) -> Self {
-        Self { state: Mutex::new(state), applied: None, membership: StoredMembership::default(), shared }
+        let state = Mutex::new(Some(state));
+        Self { state, applied: None, membership: StoredMembership::default(), shared }
+    }
+
+    /// What it shares with everybody who sends or receives snapshots.
+    #[allow(dead_code, reason = "the transport to peers calls it")]
+    pub(crate) fn shared(&self) -> Arc<MachineShared> {
+        self.shared.clone()
+    }
+
+    fn state(&mut self) -> &mut dyn StateMachine {
+        let state = self.state.get_mut().as_deref_mut();
+        state.expect("nothing else is called while a snapshot is installed")
     }
 
     /// The position of the last applied entry.
@@ -74,12 +133,9 @@ impl Machine {
     /// Replaces the state by that of the current snapshot, if there is one, and counts the bodies it
     /// references. May block.
     pub(crate) fn restore(&mut self) -> io::Result<()> {
-        let Some(file) = self.shared.current.lock().clone() else { return Ok(()) };
-        let state = self.state.get_mut();
-        state.restore(file.index(), &mut file.image()?)?;
-        let log = &self.shared.log;
-        log.reset_live();
-        state.for_each_live(&mut |addr| log.retain(addr.index, u64::from(addr.len)));
+        let Some(file) = self.shared.current() else { return Ok(()) };
+        let shared = self.shared.clone();
+        shared.load(self.state(), &file)?;
         self.applied = file.meta.last_log_id;
         self.membership = file.meta.last_membership;
         Ok(())
@@ -91,7 +147,7 @@ impl Machine {
         match &entry.payload {
             EntryPayload::Normal(payload) => {
                 self.shared.log.set_applying(index);
-                self.state.get_mut().apply(index, payload);
+                self.state().apply(index, payload);
             }
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
@@ -104,7 +160,7 @@ impl Machine {
     /// Says that no further committed entry is at hand.
     pub(crate) fn applied_run(&mut self) {
         if let Some(applied) = self.applied {
-            self.state.get_mut().applied(applied.index);
+            self.state().applied(applied.index);
         }
     }
 
@@ -112,7 +168,7 @@ impl Machine {
     pub(crate) fn builder(&mut self) -> Builder {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         let current = self.shared.current.lock().as_ref().is_some_and(|file| file.meta == meta);
-        let image = (!current).then(|| Mutex::new(self.state.get_mut().snapshot()));
+        let image = (!current).then(|| Mutex::new(self.state().snapshot()));
         Builder { meta, image, shared: self.shared.clone() }
     }
 }
@@ -126,16 +182,20 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Writes the snapshot and makes it the current one. Blocks.
+    /// Writes the snapshot and makes it the current one, unless a newer one was installed since the image was
+    /// begun: the state that it shows is gone then. Blocks.
     pub(crate) fn write(&mut self) -> io::Result<SnapshotFile> {
-        if let Some(image) = self.image.take() {
+        let log = self.shared.log.clone();
+        let _replacing = log.replacing.lock();
+        let index = self.meta.last_log_id.map_or(0, |id| id.index());
+        let overtaken = self.shared.current().is_some_and(|file| file.index() > index);
+        if let Some(image) = self.image.take().filter(|_| !overtaken) {
             let mut image = image.into_inner();
             let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out));
             let file = snapshot::write(&self.shared.disk, &self.shared.dir, &self.meta, next)?;
             self.shared.replace(file)?;
         }
-        let current = self.shared.current.lock().clone();
-        current.ok_or_else(|| io::Error::other("there is no snapshot"))
+        self.shared.current().ok_or_else(|| io::Error::other("there is no snapshot"))
     }
 }
 
@@ -187,23 +247,31 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.builder()
     }
 
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
+    /// An error ends the consensus core and with it the node, whatever the reason.
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> io::Result<()> {
         let shared = self.shared.clone();
+        let lost = || io::Error::other("an installation was given up before");
+        let mut state = self.state.get_mut().take().ok_or_else(lost)?;
         let log = shared.log.clone();
-        let copied = log.blocking(move || {
-            let known = shared.current.lock().as_ref().is_some_and(|file| file.path == snapshot.path);
-            if known {
-                return Ok(());
-            }
-            let file = snapshot::copy(&shared.disk, &shared.dir, &snapshot)?;
-            shared.replace(file)
+        let installed = log.blocking(move || {
+            let installed = shared.install(&mut *state, &snapshot);
+            Ok((state, installed))
         });
-        copied.await?;
-        self.restore()
+        let (state, installed) = installed.await?;
+        *self.state.get_mut() = Some(state);
+        if let Err(error) = installed {
+            log.fail(&format!("installing a snapshot: {error}"), Vec::new());
+            return Err(error);
+        }
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        let index = meta.last_log_id.map_or(0, |id| id.index());
+        tracing::info!(index, "brought forward by a snapshot");
+        self.state().brought_forward(index);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
-        let current = self.shared.current.lock().clone();
-        Ok(current.map(|file| RaftSnapshot { meta: file.meta.clone(), snapshot: file }))
+        Ok(self.shared.current().map(|file| RaftSnapshot { meta: file.meta.clone(), snapshot: file }))
     }
 }

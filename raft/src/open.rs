@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use crate::bodies::Bodies;
+use crate::body_segment;
 use crate::error::{Corruption, StartError};
 use crate::flush::{self, Flusher};
+use crate::format::Position;
 use crate::identity::{self, Identity};
-use crate::log::{Log, Parts};
+use crate::log::{Log, Op, Parts};
 use crate::machine::{Machine, MachineShared};
 use crate::options::Options;
 use crate::prepare::{Preparer, make_segment};
@@ -38,6 +40,9 @@ pub(crate) fn open(options: &Options, mut state: Box<dyn StateMachine>) -> Resul
         recover::recover(&**disk, dir)?;
     let snapshot = snapshot::open_newest(disk, dir)?;
     check_reach(options, log_state.purged.map_or(0, |purged| purged.index), snapshot.as_ref())?;
+    next_id = next_id.max(body_segment::last_id(&**disk, dir).map_err(io_error)? + 1);
+    let covered = snapshot.as_ref().map_or(0, SnapshotFile::index);
+    table.adopt(&body_segment::recover(&**disk, dir, covered)?);
     if active.is_none() && blank.is_empty() {
         let bytes = options.segment_bytes.min(FIRST_SEGMENT_BYTES);
         blank.push(make_segment(&**disk, dir, next_id, bytes, &|| false).map_err(io_error)?);
@@ -56,7 +61,9 @@ pub(crate) fn open(options: &Options, mut state: Box<dyn StateMachine>) -> Resul
     let preparer = Arc::new(preparer.map_err(io_error)?);
     let bodies = Bodies::new(log.clone(), preparer.clone());
     state.attach(bodies.clone());
-    let machine = restore(options, &log, state, snapshot)?;
+    discard_replaced(options, &log, snapshot.as_ref())?;
+    let shared = MachineShared::new(log.clone(), preparer.clone(), snapshot);
+    let machine = restore(options, &log, state, Arc::new(shared))?;
     let flusher = flush::start(log.clone(), preparer.clone(), active).map_err(io_error)?;
     Ok(Storage { identity, log, preparer, bodies, machine, flusher })
 }
@@ -72,17 +79,47 @@ fn check_reach(options: &Options, purged: u64, snapshot: Option<&SnapshotFile>) 
     Err(Corruption { file: dir.clone(), dir, offset: 0, what }.into())
 }
 
+/// A snapshot of another node that was installed while the log was behind it, or differed from it: the log is
+/// purged up to it. Here that is made up for when a crash came in between.
+fn discard_replaced(options: &Options, log: &Log, snapshot: Option<&SnapshotFile>) -> Result<(), StartError> {
+    let dir = &options.data_dir;
+    let failed = |source| StartError::Io { file: dir.clone(), source };
+    let Some(at) = snapshot.and_then(|file| file.meta.last_log_id) else { return Ok(()) };
+    let (at, state) = (Position::from(at), log.state());
+    if state.purged.is_some_and(|purged| purged.index >= at.index) {
+        return Ok(());
+    }
+    if state.last.is_some_and(|last| last.index >= at.index) {
+        let held = log.read(at.index..at.index + 1).map_err(failed)?;
+        if held.first().is_some_and(|entry| Position::from(entry.log_id) == at) {
+            return Ok(());
+        }
+        let committed = state.committed.map_or(0, |committed| committed.index);
+        if committed >= at.index {
+            let what =
+                format!("the log is committed up to {committed} and differs from the snapshot at {at:?}");
+            return Err(Corruption { file: dir.clone(), dir: dir.clone(), offset: 0, what }.into());
+        }
+        let last = [state.committed, state.purged].into_iter().flatten().max_by_key(|kept| kept.index);
+        let index = log.held(&(last.map_or(0, |last| last.index + 1)..at.index)).start;
+        log.queue([Op::Truncate { index, last }]).map_err(failed)?;
+    }
+    tracing::info!(upto = at.index, "the log before a snapshot of another node is discarded");
+    log.queue([Op::Purge(at)]).map_err(failed)
+}
+
 /// Brings the state to where it was known to be committed.
 fn restore(
     options: &Options,
     log: &Arc<Log>,
     state: Box<dyn StateMachine>,
-    snapshot: Option<SnapshotFile>,
+    shared: Arc<MachineShared>,
 ) -> Result<Machine, StartError> {
     let dir = &options.data_dir;
+    let snapshot = shared.current();
     let file = snapshot.as_ref().map(|file| file.path.clone());
     let index = snapshot.as_ref().map_or(0, SnapshotFile::index);
-    let mut machine = Machine::new(state, Arc::new(MachineShared::new(log.clone(), snapshot)));
+    let mut machine = Machine::new(state, shared);
     machine.restore().map_err(|error| {
         let file = file.as_deref().unwrap_or(dir);
         snapshot::corrupt(dir, file, &format!("the snapshot cannot be restored: {error}"))

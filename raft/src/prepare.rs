@@ -118,6 +118,18 @@ impl Preparer {
         }
     }
 
+    /// A segment id for a file that somebody else makes.
+    pub(crate) fn reserve_id(&self) -> u64 {
+        let mut state = self.shared.state.lock();
+        state.next_id += 1;
+        state.next_id - 1
+    }
+
+    /// How long segments are, in bytes.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.shared.segment_bytes
+    }
+
     /// Whether the last attempt to make a segment failed: the log has only the rest of the active one left.
     pub(crate) fn failing(&self) -> bool {
         self.shared.state.lock().failure.is_some()
@@ -174,6 +186,7 @@ impl Shared {
             return true;
         }
         let id = state.next_id;
+        state.next_id += 1;
         state.attempts += 1;
         drop(state);
         let log = &*self.log;
@@ -183,12 +196,14 @@ impl Shared {
         match made {
             Ok(prepared) => {
                 state.ready.push(prepared);
-                state.next_id += 1;
                 state.failure = None;
                 true
             }
             Err(_) if state.stop => false,
             Err(error) => {
+                if state.next_id == id + 1 {
+                    state.next_id = id;
+                }
                 tracing::error!(segment = id, %error, "the next segment cannot be made; is the disk full?");
                 if is_media_error(&error) {
                     log.fail(&format!("preparing segment {id}: {error}"), Vec::new());
@@ -211,7 +226,7 @@ impl Shared {
 
 /// Whether the disk itself failed: trying again might seem to work and lose data. Everything else, a full disk
 /// or too many open files, may pass.
-fn is_media_error(error: &io::Error) -> bool {
+pub(crate) fn is_media_error(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS | libc::ENXIO | libc::ENODEV | libc::EUCLEAN))
 }
 
@@ -226,7 +241,7 @@ pub(crate) fn make_segment(
 ) -> io::Result<Prepared> {
     let path = segment_path(dir, id);
     let temporary = path.with_extension("seg.tmp");
-    let header = SegmentHeader { id, epoch: rand::rng().random() };
+    let header = SegmentHeader { id, epoch: rand::rng().random(), bodies: false };
     let result = fill(disk, &temporary, &header, capacity, pause);
     let file = match result {
         Ok(file) => file,

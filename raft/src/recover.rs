@@ -72,7 +72,7 @@ fn open_one(disk: &dyn Disk, dir: &Path, id: u64, access: Access) -> Result<Open
     let capacity = file.size().map_err(failed)?;
     let corrupt = |what: &str| corrupt(dir, &path, 0, what.to_owned());
     match scan::read_header(&file).map_err(failed)? {
-        Ok(header) if header.id == id => Ok(Opened { header, path, file, capacity }),
+        Ok(header) if header.id == id && !header.bodies => Ok(Opened { header, path, file, capacity }),
         Ok(header) => Err(corrupt(&format!("it is segment {} under another name", header.id))),
         Err(BadHeader::Version(found)) => {
             Err(StartError::Version { file: path.clone(), found, supported: VERSION })

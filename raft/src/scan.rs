@@ -136,7 +136,7 @@ pub(crate) fn scan(
 ) -> io::Result<Scan> {
     let mut window = Window::new(file.clone())?;
     let seed = format::seed(header.id, header.epoch);
-    let mut fold = Fold::default();
+    let mut fold = Fold { bodies: header.bodies, ..Fold::default() };
     let mut offset = HEADER_LEN as u64;
     let mut records = 0;
     let mut payload = Vec::new();
@@ -200,6 +200,8 @@ struct Fold {
     previous: Option<(u64, u64)>,
     /// Whether the state record was met, which every segment starts with.
     known: bool,
+    /// It is a body segment.
+    bodies: bool,
 }
 
 impl Fold {
@@ -207,6 +209,9 @@ impl Fold {
         let position = Position { term: head.term, index: head.index };
         if self.known == (head.kind == Kind::State) {
             return Err(format!("a {} record at this place", head.kind));
+        }
+        if self.bodies && self.known {
+            return self.body(head, offset);
         }
         let state = &mut self.summary.state;
         match head.kind {
@@ -254,6 +259,20 @@ impl Fold {
         Ok(())
     }
 
+    /// An entry of a body segment, which says nothing about the log.
+    fn body(&mut self, head: &Head, offset: u64) -> Result<(), String> {
+        let summary = &mut self.summary;
+        if !head.kind.is_entry() || summary.indexes.last().is_some_and(|last| *last >= head.index) {
+            return Err(format!("a {} record of index {} among bodies", head.kind, head.index));
+        }
+        if summary.indexes.is_empty() {
+            summary.first = head.index;
+        }
+        summary.offsets.push(u32::try_from(offset).map_err(|_| "a segment beyond 4 GiB".to_owned())?);
+        summary.indexes.push(head.index);
+        Ok(())
+    }
+
     fn truncate(&mut self, index: u64, payload: &[u8]) -> Result<(), String> {
         let summary = &mut self.summary;
         if payload.len() != 16 {
@@ -290,7 +309,7 @@ enum Found {
 }
 
 /// A file read piece by piece, so that a scan of any file takes little memory.
-struct Window {
+pub(crate) struct Window {
     file: Arc<dyn DiskFile>,
     len: u64,
     at: u64,
@@ -298,14 +317,14 @@ struct Window {
 }
 
 impl Window {
-    fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+    pub(crate) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         let len = file.size()?;
         Ok(Self { file, len, at: 0, bytes: Vec::new() })
     }
 
     /// The bytes from `offset` on: at least `want` (fewer at the end of the file, or when `want` is more than
     /// a window), and as many more as are at hand.
-    fn get(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
+    pub(crate) fn get(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
         let end = self.at + self.bytes.len() as u64;
         let needed = (offset + want.min(WINDOW) as u64).min(self.len);
         if offset < self.at || needed > end {

@@ -3,13 +3,18 @@
 //!
 //! ```text
 //! SegmentTable   sealed, sealed, ..., active          in the order of their ids
+//!                body segment, body segment, ...      beside them
 //! Segment        first index + u32 offset per entry   4 bytes of memory per retained entry
 //! ```
 //!
-//! The ranges of indexes of the segments rise and do not overlap: a truncation takes the void entries out of
-//! the tables of earlier segments, so a later record of an index wins.
+//! The ranges of indexes of the log's segments rise and do not overlap: a truncation takes the void entries out
+//! of the tables of earlier segments, so a later record of an index wins.
+//!
+//! Body segments came with a snapshot of another node: entries with gaps, of which only the bodies matter. What
+//! they hold was committed, while the log of that time may hold other entries under the same indexes that were
+//! not, until it is purged. So for a body they come first; for an entry of the log they are not asked.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -45,6 +50,39 @@ struct Entries {
     /// The index of the first one; without any, the index that the first one will have at least.
     first: u64,
     offsets: Vec<u32>,
+    /// The index of each in a body segment; empty in the log's, where they are consecutive.
+    indexes: Vec<u64>,
+}
+
+impl Entries {
+    /// The place of an entry in the table.
+    fn place(&self, index: u64) -> Option<usize> {
+        let at = if self.indexes.is_empty() {
+            usize::try_from(index.checked_sub(self.first)?).ok()?
+        } else {
+            self.indexes.binary_search(&index).ok()?
+        };
+        (at < self.offsets.len()).then_some(at)
+    }
+
+    /// The index of the entry at a place.
+    fn index(&self, place: usize) -> u64 {
+        self.indexes.get(place).copied().unwrap_or(self.first + place as u64)
+    }
+
+    /// The places of the entries with an index in `range`.
+    fn places(&self, range: &RangeInclusive<u64>) -> Range<usize> {
+        let below = |index: u64| {
+            if self.indexes.is_empty() {
+                let places = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
+                places.min(self.offsets.len())
+            } else {
+                self.indexes.partition_point(|at| *at < index)
+            }
+        };
+        let start = below(*range.start());
+        start..below(range.end().saturating_add(1)).max(start)
+    }
 }
 
 impl Segment {
@@ -63,7 +101,7 @@ impl Segment {
             map,
             capacity,
             seed: format::seed(header.id, header.epoch),
-            entries: RwLock::new(Entries { first, offsets: Vec::new() }),
+            entries: RwLock::new(Entries { first, offsets: Vec::new(), indexes: Vec::new() }),
             end: AtomicU64::new(format::HEADER_LEN as u64),
             live_bytes: AtomicU64::new(0),
             live: AtomicU64::new(0),
@@ -73,7 +111,15 @@ impl Segment {
 
     /// Replaces what is known about its entries.
     pub(crate) fn load(&self, first: u64, offsets: Vec<u32>, end: u64) {
-        *self.entries.write() = Entries { first, offsets };
+        *self.entries.write() = Entries { first, offsets, indexes: Vec::new() };
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// The same for a body segment: the index of each of its entries, which rise.
+    pub(crate) fn load_bodies(&self, indexes: Vec<u64>, offsets: Vec<u32>, end: u64) {
+        assert_eq!(indexes.len(), offsets.len(), "every entry has an index and a place");
+        let first = indexes.first().copied().unwrap_or(0);
+        *self.entries.write() = Entries { first, offsets, indexes };
         self.end.store(end, Ordering::Release);
     }
 
@@ -122,22 +168,38 @@ impl Segment {
     /// The indexes it holds, first and last; `None` when it holds none.
     pub(crate) fn range(&self) -> Option<(u64, u64)> {
         let entries = self.entries.read();
-        let count = entries.offsets.len() as u64;
-        (count > 0).then(|| (entries.first, entries.first + count - 1))
+        let last = entries.offsets.len().checked_sub(1)?;
+        Some((entries.first, entries.index(last)))
     }
 
     /// Where the record of `index` starts.
     pub(crate) fn offset(&self, index: u64) -> Option<u64> {
         let entries = self.entries.read();
-        let at = usize::try_from(index.checked_sub(entries.first)?).ok()?;
-        entries.offsets.get(at).map(|offset| u64::from(*offset))
+        entries.place(index).map(|at| u64::from(entries.offsets[at]))
+    }
+
+    /// Index and place of its entries in `range`, in order.
+    pub(crate) fn places(&self, range: &RangeInclusive<u64>) -> Vec<(u64, u32)> {
+        let entries = self.entries.read();
+        entries.places(range).map(|at| (entries.index(at), entries.offsets[at])).collect()
+    }
+
+    /// How many bytes the records from the first to the last entry in `range` take.
+    pub(crate) fn bytes_of(&self, range: &RangeInclusive<u64>) -> u64 {
+        let entries = self.entries.read();
+        let places = entries.places(range);
+        if places.is_empty() {
+            return 0;
+        }
+        let end = entries.offsets.get(places.end).map_or_else(|| self.end(), |next| u64::from(*next));
+        end - u64::from(entries.offsets[places.start])
     }
 
     /// Where the record of `index` starts, and a bound for where it ends: the next entry, or the end.
     pub(crate) fn span(&self, index: u64) -> Option<(u64, u64)> {
         let entries = self.entries.read();
-        let at = usize::try_from(index.checked_sub(entries.first)?).ok()?;
-        let start = u64::from(*entries.offsets.get(at)?);
+        let at = entries.place(index)?;
+        let start = u64::from(entries.offsets[at]);
         Some((start, entries.offsets.get(at + 1).map_or_else(|| self.end(), |next| u64::from(*next))))
     }
 
@@ -213,6 +275,10 @@ impl Segment {
 #[derive(Default)]
 pub(crate) struct SegmentTable {
     segments: RwLock<Vec<Arc<Segment>>>,
+    /// Body segments, in the order of their ids.
+    bodies: RwLock<Vec<Arc<Segment>>>,
+    /// The highest index in a body segment: most readers ask for newer entries and need not look there.
+    bodies_last: AtomicU64,
     /// Unlinked ones that a reader may still have mapped.
     deleted: RwLock<Vec<Weak<Segment>>>,
 }
@@ -233,13 +299,39 @@ impl SegmentTable {
         }
     }
 
-    /// The segment that holds the entry, and where its record starts.
-    pub(crate) fn find(&self, index: u64) -> Option<(Arc<Segment>, u64)> {
-        self.with(index, |segment, offset| (segment.clone(), offset))
+    /// Adds body segments.
+    pub(crate) fn adopt(&self, segments: &[Arc<Segment>]) {
+        let mut bodies = self.bodies.write();
+        bodies.extend(segments.iter().cloned());
+        bodies.sort_by_key(|segment| segment.header.id);
+        let last = bodies.iter().filter_map(|segment| segment.range()).map(|(_, last)| last).max();
+        self.bodies_last.store(last.unwrap_or(0), Ordering::Release);
     }
 
-    /// Calls `f` with the segment that holds the entry and where its record starts.
-    pub(crate) fn with<R>(&self, index: u64, f: impl FnOnce(&Arc<Segment>, u64) -> R) -> Option<R> {
+    /// The log's segment that holds the entry, and where its record starts.
+    pub(crate) fn find(&self, index: u64) -> Option<(Arc<Segment>, u64)> {
+        self.in_log(index, |segment, offset| (segment.clone(), offset))
+    }
+
+    /// Calls `f` with the segment that holds the bodies of an entry.
+    pub(crate) fn with_body<R>(&self, index: u64, f: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
+        match self.imported(index) {
+            Some(segment) => Some(f(&segment)),
+            None => self.in_log(index, |segment, _| f(segment)),
+        }
+    }
+
+    /// The body segment that holds the entry.
+    pub(crate) fn imported(&self, index: u64) -> Option<Arc<Segment>> {
+        if index > self.bodies_last.load(Ordering::Acquire) {
+            return None;
+        }
+        let bodies = self.bodies.read();
+        bodies.iter().rev().find(|segment| segment.offset(index).is_some()).cloned()
+    }
+
+    /// Calls `f` with the log's segment that holds the entry and where its record starts.
+    fn in_log<R>(&self, index: u64, f: impl FnOnce(&Arc<Segment>, u64) -> R) -> Option<R> {
         let segments = self.segments.read();
         // Segments without entries may lie between.
         let after = segments.partition_point(|segment| segment.entries.read().first <= index);
@@ -247,17 +339,26 @@ impl SegmentTable {
         segment.offset(index).map(|offset| f(segment, offset))
     }
 
-    /// A copy of the list, in order.
+    /// A copy of the list of the log's segments, in order.
     pub(crate) fn all(&self) -> Vec<Arc<Segment>> {
         self.segments.read().clone()
     }
 
-    /// Takes segments out of the list; readers that still have them keep the files' space.
+    /// A copy of the list of body segments.
+    pub(crate) fn bodies(&self) -> Vec<Arc<Segment>> {
+        self.bodies.read().clone()
+    }
+
+    /// Takes segments out of the lists; readers that still have them keep the files' space.
     pub(crate) fn remove(&self, ids: &[u64]) -> Vec<Arc<Segment>> {
-        let mut segments = self.segments.write();
-        let (gone, kept) = segments.drain(..).partition(|segment| ids.contains(&segment.header.id));
-        *segments = kept;
-        let gone: Vec<Arc<Segment>> = gone;
+        let mut gone = Vec::new();
+        for list in [&self.segments, &self.bodies] {
+            let mut list = list.write();
+            let (out, kept): (Vec<_>, Vec<_>) =
+                list.drain(..).partition(|segment| ids.contains(&segment.header.id));
+            *list = kept;
+            gone.extend(out);
+        }
         let mut deleted = self.deleted.write();
         deleted.retain(|segment| segment.strong_count() > 0);
         deleted.extend(gone.iter().map(Arc::downgrade));

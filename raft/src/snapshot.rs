@@ -10,13 +10,15 @@
 //! Written under a temporary name, synced, renamed, and the directory synced; the one before is removed only
 //! then. A frame's CRC is seeded with the number of bytes before it, so that no frame can be lost or swapped.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Corruption, StartError};
 use crate::format::{self, VERSION, u32_at};
+use crate::output::Output;
+use crate::transfer::Staged;
 use crate::types::{self, SnapshotMeta, StoredMembership};
 
 /// What a snapshot file is called.
@@ -26,8 +28,6 @@ const MAGIC: &[u8; 8] = b"BEANSNAP";
 const FIXED: usize = 48;
 /// The longest frame; longer slices are cut.
 const FRAME_MAX: usize = 1 << 20;
-/// How many bytes may be written without a sync.
-const UNSYNCED_MAX: u64 = 1 << 20;
 /// The longest encoded membership.
 const MEMBERSHIP_MAX: usize = 1 << 20;
 
@@ -39,12 +39,27 @@ pub(crate) struct SnapshotFile {
     pub(crate) meta: SnapshotMeta,
     /// Where the frames start.
     start: u64,
+    /// What came with it from another node and waits, like the file itself, to be put into place.
+    pub(crate) staged: Option<Arc<Staged>>,
 }
 
 impl SnapshotFile {
     /// The index it was taken at.
     pub(crate) fn index(&self) -> u64 {
         self.meta.last_log_id.map_or(0, |id| id.index())
+    }
+
+    /// How long the file is, in bytes.
+    pub(crate) fn size(&self) -> io::Result<u64> {
+        self.disk.open(&self.path, Access::Read)?.size()
+    }
+
+    /// Gives a file that was staged its name, durably.
+    pub(crate) fn put_into_place(&self, dir: &Path) -> io::Result<Self> {
+        let path = path(dir, self.index());
+        self.disk.rename(&self.path, &path)?;
+        self.disk.sync_dir(dir)?;
+        Ok(Self { path, staged: None, ..self.clone() })
     }
 
     /// Reads the image.
@@ -87,7 +102,9 @@ pub(crate) fn open(disk: &Arc<dyn Disk>, dir: &Path, path: &Path) -> Result<Snap
     let failed = |source| StartError::Io { file: path.to_path_buf(), source };
     let file = disk.open(path, Access::Read).map_err(failed)?;
     match read_header(&*file).map_err(failed)? {
-        Ok((meta, start)) => Ok(SnapshotFile { disk: disk.clone(), path: path.to_path_buf(), meta, start }),
+        Ok((meta, start)) => {
+            Ok(SnapshotFile { disk: disk.clone(), path: path.to_path_buf(), meta, start, staged: None })
+        }
         Err(Some(found)) => Err(StartError::Version { file: path.to_path_buf(), found, supported: VERSION }),
         Err(None) => Err(corrupt(dir, path, "the snapshot's header is damaged")),
     }
@@ -103,35 +120,42 @@ type Header = (SnapshotMeta, u64);
 
 /// The header, or the other version that it has, or `None` for damage.
 fn read_header(file: &dyn DiskFile) -> io::Result<Result<Header, Option<u32>>> {
-    let mut fixed = [0; FIXED];
-    if file.read_at(&mut fixed, 0)? < FIXED || &fixed[..8] != MAGIC {
-        return Ok(Err(None));
+    let mut bytes = vec![0; FIXED];
+    let read = file.read_at(&mut bytes, 0)?;
+    if read == FIXED {
+        let len = (u32_at(&bytes, 12) as usize).min(MEMBERSHIP_MAX);
+        bytes.resize(FIXED + len + 4, 0);
+        let read = file.read_at(&mut bytes[FIXED..], FIXED as u64)?;
+        bytes.truncate(FIXED + read);
+    } else {
+        bytes.truncate(read);
     }
-    if u32_at(&fixed, 8) != VERSION {
-        return Ok(Err(Some(u32_at(&fixed, 8))));
-    }
-    let len = u32_at(&fixed, 12) as usize;
-    if len > MEMBERSHIP_MAX {
-        return Ok(Err(None));
-    }
-    let mut rest = vec![0; len + 4];
-    let read = file.read_at(&mut rest, FIXED as u64)?;
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&fixed);
-    crc.update(&rest[..len]);
-    if read < rest.len() || crc.finalize() != u32_at(&rest, len) {
-        return Ok(Err(None));
-    }
-    let Some(membership) = types::decode_membership(&rest[..len]) else { return Ok(Err(None)) };
-    let membership_at = format::decode_position(&fixed, 32).map(Into::into);
-    let meta = SnapshotMeta {
-        last_log_id: format::decode_position(&fixed, 16).map(Into::into),
-        last_membership: StoredMembership::new(membership_at, membership),
-    };
-    Ok(Ok((meta, (FIXED + len + 4) as u64)))
+    let start = bytes.len() as u64;
+    Ok(decode_header(&bytes).map(|meta| (meta, start)))
 }
 
-fn encode_header(meta: &SnapshotMeta) -> Vec<u8> {
+/// The meaning of exactly the bytes of a header, or the other version that they have, or `None` for damage.
+pub(crate) fn decode_header(bytes: &[u8]) -> Result<SnapshotMeta, Option<u32>> {
+    if bytes.len() < FIXED + 4 || &bytes[..8] != MAGIC {
+        return Err(None);
+    }
+    if u32_at(bytes, 8) != VERSION {
+        return Err(Some(u32_at(bytes, 8)));
+    }
+    let (checked, crc) = bytes.split_at(bytes.len() - 4);
+    let len = u32_at(bytes, 12) as usize;
+    if checked.len() != FIXED + len || crc32fast::hash(checked) != u32_at(crc, 0) {
+        return Err(None);
+    }
+    let membership = types::decode_membership(&checked[FIXED..]).ok_or(None)?;
+    let membership_at = format::decode_position(bytes, 32).map(Into::into);
+    Ok(SnapshotMeta {
+        last_log_id: format::decode_position(bytes, 16).map(Into::into),
+        last_membership: StoredMembership::new(membership_at, membership),
+    })
+}
+
+pub(crate) fn encode_header(meta: &SnapshotMeta) -> Vec<u8> {
     let membership = types::encode_membership(meta.last_membership.membership());
     let mut out = Vec::with_capacity(FIXED + membership.len() + 4);
     out.extend_from_slice(MAGIC);
@@ -157,37 +181,73 @@ pub(crate) fn write(
     image: NextSlice<'_>,
 ) -> io::Result<SnapshotFile> {
     let index = meta.last_log_id.map_or(0, |id| id.index());
-    let path = path(dir, index);
     let temporary = dir.join(format!("{index:016}{TEMPORARY}"));
-    let header = encode_header(meta);
-    let start = header.len() as u64;
-    if let Err(error) = write_file(&**disk, &temporary, &header, image) {
-        disk.unlink(&temporary).ok();
-        return Err(error);
+    match write_file(disk, &temporary, meta, image) {
+        Ok(file) => file.put_into_place(dir),
+        Err(error) => {
+            disk.unlink(&temporary).ok();
+            Err(error)
+        }
     }
-    disk.rename(&temporary, &path)?;
-    disk.sync_dir(dir)?;
-    Ok(SnapshotFile { disk: disk.clone(), path, meta: meta.clone(), start })
 }
 
-fn write_file(disk: &dyn Disk, path: &Path, header: &[u8], image: NextSlice<'_>) -> io::Result<()> {
-    let file = disk.open(path, Access::Create)?;
-    let mut out = Output { file, at: 0, unsynced: 0 };
-    out.write(&[header])?;
-    let mut total = 0;
+fn write_file(
+    disk: &Arc<dyn Disk>,
+    path: &Path,
+    meta: &SnapshotMeta,
+    image: NextSlice<'_>,
+) -> io::Result<SnapshotFile> {
+    let mut out = Writer::create(disk, path.to_path_buf(), meta)?;
     let mut slice = Vec::new();
     let mut more = true;
     while more {
         slice.clear();
         more = image(&mut slice)?;
-        for frame in slice.chunks(FRAME_MAX) {
-            let len = u32::try_from(frame.len()).expect("a frame is short");
-            out.write(&[&len.to_le_bytes(), &frame_crc(total, frame).to_le_bytes(), frame])?;
-            total += frame.len() as u64;
-        }
+        out.write(&slice)?;
     }
-    out.write(&[&0u32.to_le_bytes(), &frame_crc(total, &[]).to_le_bytes()])?;
-    out.file.sync_data()
+    out.finish(None)
+}
+
+/// Where a snapshot is written that comes from another node. `number` keeps it apart from one that this node
+/// takes at the same index.
+pub(crate) fn staging_path(dir: &Path, index: u64, number: u64) -> PathBuf {
+    dir.join(format!("{index:016}-{number}{TEMPORARY}"))
+}
+
+/// A snapshot file being written under a temporary name.
+pub(crate) struct Writer {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    meta: SnapshotMeta,
+    start: u64,
+    /// Bytes of the image so far.
+    total: u64,
+    out: Output,
+}
+
+impl Writer {
+    pub(crate) fn create(disk: &Arc<dyn Disk>, path: PathBuf, meta: &SnapshotMeta) -> io::Result<Self> {
+        let mut out = Output::create(&**disk, &path)?;
+        out.write(&[&encode_header(meta)])?;
+        Ok(Self { disk: disk.clone(), path, meta: meta.clone(), start: out.at, total: 0, out })
+    }
+
+    /// Appends to the image.
+    pub(crate) fn write(&mut self, image: &[u8]) -> io::Result<()> {
+        for frame in image.chunks(FRAME_MAX) {
+            let len = u32::try_from(frame.len()).expect("a frame is short");
+            self.out.write(&[&len.to_le_bytes(), &frame_crc(self.total, frame).to_le_bytes(), frame])?;
+            self.total += frame.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Ends the image and makes the file durable, though not yet its name.
+    pub(crate) fn finish(mut self, staged: Option<Arc<Staged>>) -> io::Result<SnapshotFile> {
+        self.out.write(&[&0u32.to_le_bytes(), &frame_crc(self.total, &[]).to_le_bytes()])?;
+        self.out.sync()?;
+        Ok(SnapshotFile { disk: self.disk, path: self.path, meta: self.meta, start: self.start, staged })
+    }
 }
 
 fn frame_crc(before: u64, frame: &[u8]) -> u32 {
@@ -195,28 +255,6 @@ fn frame_crc(before: u64, frame: &[u8]) -> u32 {
     crc.update(&before.to_le_bytes());
     crc.update(frame);
     crc.finalize()
-}
-
-/// A file written from start to end, with few bytes unsynced.
-struct Output {
-    file: Arc<dyn DiskFile>,
-    at: u64,
-    unsynced: u64,
-}
-
-impl Output {
-    fn write(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        if self.unsynced + len as u64 > UNSYNCED_MAX {
-            self.file.sync_data()?;
-            self.unsynced = 0;
-        }
-        self.file.write_at(&slices, self.at)?;
-        self.at += len as u64;
-        self.unsynced += len as u64;
-        Ok(())
-    }
 }
 
 /// Reads an image frame by frame, checking each before it is handed on.

@@ -25,13 +25,25 @@ pub trait StateMachine: Send + 'static {
     /// on; what they change must not show in the image.
     fn snapshot(&mut self) -> Box<dyn SnapshotImage>;
 
-    /// Replaces the state by the image that was taken at `index`.
+    /// Replaces the state by the image that was taken at `index`. Called at the start, before anything is
+    /// applied, and again whenever another node brings this one forward by its snapshot; then it is called on a
+    /// thread of the blocking pool, nothing else is called meanwhile, and [`StateMachine::brought_forward`]
+    /// follows. An image that was begun before and is being given up is dropped after that.
     ///
     /// # Errors
-    /// When the image cannot be read or understood. The node does not start then.
+    /// When the image cannot be read or understood. The node does not start then, or stops.
     fn restore(&mut self, index: u64, image: &mut dyn std::io::Read) -> std::io::Result<()>;
 
-    /// Passes every body that the state references to `f`, in any order. Called once after
+    /// Says that the state was brought forward to `index` at run time, by the snapshot of another node that
+    /// [`StateMachine::restore`] was just given: the entries in between were never passed to
+    /// [`StateMachine::apply`], and [`StateMachine::applied`] is not called for them. Whoever waits for the
+    /// result of anything that was proposed through this node may have missed it and cannot learn it any more:
+    /// it is unknown. Called once the snapshot is durable and its bodies can be read. Not called at the start.
+    fn brought_forward(&mut self, index: u64) {
+        let _ = index;
+    }
+
+    /// Passes every body that the state references to `f`, in any order. Called once after each
     /// [`StateMachine::restore`], to rebuild the accounts of live bytes; from then on the state machine
     /// reports changes through [`crate::Bodies::retain`] and [`crate::Bodies::release`], during the apply
     /// that makes them.

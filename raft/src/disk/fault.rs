@@ -48,9 +48,13 @@ struct State {
     syncs_before_failure: Option<u64>,
     /// How many more writes succeed before one fails.
     writes_before_failure: Option<u64>,
+    /// How many more changes are done before the power goes.
+    changes_before_cut: Option<u64>,
+    changes: u64,
     syncs: u64,
     writes: u64,
     bytes_written: u64,
+    most_unsynced: u64,
 }
 
 type FileRef = Arc<Mutex<Contents>>;
@@ -146,6 +150,18 @@ impl FaultDisk {
         self.inner.state.lock().writes_before_failure = Some(successes);
     }
 
+    /// Lets the power go after `changes` more writes, syncs and changes of names: everything fails from then on.
+    /// [`FaultDisk::power_cut`] answers what survived.
+    pub fn cut_after(&self, changes: u64) {
+        self.inner.state.lock().changes_before_cut = Some(changes);
+    }
+
+    /// How many writes, syncs and changes of names were begun.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.inner.state.lock().changes
+    }
+
     /// Bounds what all files together may occupy, in bytes; beyond it writing gives "no space".
     pub fn set_space(&self, bytes: Option<u64>) {
         self.inner.state.lock().space = bytes;
@@ -175,6 +191,12 @@ impl FaultDisk {
         self.inner.state.lock().bytes_written
     }
 
+    /// The most bytes, in whole sectors, that any one file had unsynced at a time.
+    #[must_use]
+    pub fn most_unsynced(&self) -> u64 {
+        self.inner.state.lock().most_unsynced
+    }
+
     /// The contents of a file as the running process sees them.
     ///
     /// # Errors
@@ -193,6 +215,20 @@ impl FaultDisk {
         let file = Arc::new(Mutex::new(contents));
         state.names.insert(path.to_path_buf(), file.clone());
         state.durable_names.insert(path.to_path_buf(), file);
+    }
+
+    /// Counts a change, unless the power is gone by then.
+    fn count_change(&self) -> io::Result<()> {
+        self.check()?;
+        let mut state = self.inner.state.lock();
+        state.changes += 1;
+        match &mut state.changes_before_cut {
+            Some(0) => self.inner.off.store(true, Ordering::SeqCst),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        drop(state);
+        self.check()
     }
 
     fn check(&self) -> io::Result<()> {
@@ -307,7 +343,10 @@ impl Disk for FaultDisk {
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
-        self.check()?;
+        match access {
+            Access::Create => self.count_change()?,
+            Access::Read | Access::Write => self.check()?,
+        }
         let mut state = self.inner.state.lock();
         let file = match (access, state.names.get(path)) {
             (Access::Read | Access::Write, None) => return Err(io::ErrorKind::NotFound.into()),
@@ -322,7 +361,7 @@ impl Disk for FaultDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.check()?;
+        self.count_change()?;
         let mut state = self.inner.state.lock();
         let file = state.names.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
         state.change(NameChange::Set(to.to_path_buf(), file));
@@ -331,7 +370,7 @@ impl Disk for FaultDisk {
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
-        self.check()?;
+        self.count_change()?;
         let mut state = self.inner.state.lock();
         if !state.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
@@ -341,7 +380,7 @@ impl Disk for FaultDisk {
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.check()?;
+        self.count_change()?;
         let mut state = self.inner.state.lock();
         state.sync_result()?;
         state.durable_names = state.names.clone();
@@ -391,7 +430,7 @@ fn to_usize(offset: u64) -> usize {
 
 impl DiskFile for FaultFile {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        self.disk.check()?;
+        self.disk.count_change()?;
         let mut state = self.disk.inner.state.lock();
         let total: usize = parts.iter().map(|part| part.len()).sum();
         self.room_for(&state, to_usize(offset) + total)?;
@@ -404,6 +443,8 @@ impl DiskFile for FaultFile {
             file.write(self.disk.inner.sector, part, at);
             at += part.len();
         }
+        let unsynced = (file.dirty.len() * self.disk.inner.sector) as u64;
+        state.most_unsynced = state.most_unsynced.max(unsynced);
         Ok(())
     }
 
@@ -417,7 +458,7 @@ impl DiskFile for FaultFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.disk.check()?;
+        self.disk.count_change()?;
         let result = self.disk.inner.state.lock().sync_result();
         let mut file = self.file.lock();
         match result {

@@ -19,6 +19,8 @@ pub(crate) struct Seen {
     /// How many entries were applied since the start.
     pub(crate) entries: u64,
     pub(crate) restored: Option<u64>,
+    /// To where it was brought forward at run time.
+    pub(crate) brought: Vec<u64>,
 }
 
 pub(crate) struct TestMachine {
@@ -101,6 +103,12 @@ impl StateMachine for TestMachine {
         seen.applied = index;
         seen.restored = Some(index);
         Ok(())
+    }
+
+    fn brought_forward(&mut self, index: u64) {
+        let mut seen = self.seen.lock();
+        assert_eq!(seen.restored, Some(index));
+        seen.brought.push(index);
     }
 
     fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr)) {

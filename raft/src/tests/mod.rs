@@ -14,3 +14,5 @@ mod restart;
 mod rig;
 mod suite;
 mod tcp;
+mod transfer;
+mod transfer_rig;
