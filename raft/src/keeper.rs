@@ -134,6 +134,7 @@ impl Keeper {
 
     /// The last index of the newest segment that has enough log after it and that the snapshot covers.
     fn purge_point(&self, snapshot: u64) -> Option<u64> {
+        let snapshot = snapshot.min(held_after(&self.log).unwrap_or(snapshot));
         let mut after = 0;
         let mut point = None;
         for segment in self.log.table.all().iter().rev() {
@@ -170,6 +171,17 @@ impl Keeper {
         let reason = self.log.watch_fatal().borrow().clone();
         reason.unwrap_or_else(|| Fatal::Consensus(why.to_string())).into()
     }
+}
+
+/// Log kept for nodes that a snapshot is on its way to, in bytes. One that is so slow that more was written
+/// meanwhile needs another snapshot afterwards: it must not fill this disk.
+const HELD_BYTES_MAX: u64 = 1 << 30;
+
+/// The lowest index after which the log is to be kept for another node.
+fn held_after(log: &Log) -> Option<u64> {
+    let mut holds = log.holds.lock().clone();
+    holds.retain(|after| log.bytes_after(*after) <= HELD_BYTES_MAX);
+    holds.into_iter().min()
 }
 
 /// Takes segments that nothing references out of the table.

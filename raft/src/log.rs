@@ -66,6 +66,8 @@ pub(crate) struct Log {
     /// Held while the snapshot, or the state and with it the counts of live bodies, is being replaced: what is
     /// not referenced at such a moment may be a moment later. Taken on threads that may block.
     pub(crate) replacing: Mutex<()>,
+    /// The log after these indexes is not to be purged: snapshots of them are on their way to other nodes.
+    pub(crate) holds: Mutex<Vec<u64>>,
     /// Held while the directory is in use.
     lock: Mutex<Option<DiskLock>>,
 }
@@ -161,6 +163,7 @@ impl Log {
             snapshot_due_at: AtomicU64::new(u64::MAX),
             snapshot_due: Notify::new(),
             replacing: Mutex::new(()),
+            holds: Mutex::new(Vec::new()),
             lock: Mutex::new(lock),
         }
     }
@@ -390,6 +393,11 @@ impl Log {
             return Err(io::Error::other(format!("entry {} is neither in memory nor on disk", range.start)));
         };
         read_run(&segment, range, out)
+    }
+
+    /// Bytes of records of entries after `index`.
+    pub(crate) fn bytes_after(&self, index: u64) -> u64 {
+        self.table.all().iter().map(|segment| segment.bytes_after(index)).sum()
     }
 
     /// Appends bytes within the payload of an entry that is in the ring; `Some(false)` when there are no such

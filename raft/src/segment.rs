@@ -178,10 +178,11 @@ impl Segment {
         entries.place(index).map(|at| u64::from(entries.offsets[at]))
     }
 
-    /// Index and place of its entries in `range`, in order.
-    pub(crate) fn places(&self, range: &RangeInclusive<u64>) -> Vec<(u64, u32)> {
+    /// Index and place of the first `limit` of its entries in `range`, in order.
+    pub(crate) fn places(&self, range: &RangeInclusive<u64>, limit: usize) -> Vec<(u64, u32)> {
         let entries = self.entries.read();
-        entries.places(range).map(|at| (entries.index(at), entries.offsets[at])).collect()
+        let places = entries.places(range).take(limit);
+        places.map(|at| (entries.index(at), entries.offsets[at])).collect()
     }
 
     /// How many bytes the records from the first to the last entry in `range` take.

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::machine::{check_bodies, drop_body, put};
-use super::rig::{DIR, Rig, entry, segments};
+use super::rig::{DIR, PATIENCE, Rig, entry, segments, within};
 use super::transfer_rig::{Follower, Leader, bring_forward, frames, import, inline, normal};
-use crate::disk::{Disk, FaultDisk};
+use crate::disk::{Disk, FaultDisk, RealDisk};
 use crate::format::Position;
 use crate::inspect::{self, Finding, SegmentKind};
 use crate::keeper;
 use crate::log::Op;
 use crate::transfer::{Export, Import};
-use crate::{BodyAddr, StartError};
+use crate::{BodyAddr, Options, StartError};
 
 /// Live bodies, as a machine sees them.
 type Live = BTreeMap<u64, (BodyAddr, u32)>;
@@ -469,4 +469,95 @@ async fn appends_after_a_jump() {
     drop(rig);
     let found = super::rig::recover(&disk.kill()).unwrap();
     assert_eq!(found.state.last, Some(Position { term: 2, index: 51 }));
+}
+
+/// A snapshot that a node does not need any more when it has come: consensus says so, and nothing remains of it.
+#[tokio::test]
+async fn came_too_late() {
+    let mut leader = Leader::new(&inline(&FaultDisk::new())).await;
+    for number in 1..=20 {
+        leader.put(put(&[number; 500])).await;
+    }
+    let all = leader.entries(0..=20);
+    leader.snapshot(5).await;
+    let disk = FaultDisk::new();
+    let follower = Follower::start(&disk).await.unwrap();
+    let frames = frames(&leader.shared, 0).await;
+    let received = import(&follower.shared, &frames).await.unwrap();
+    follower.receive(1, None, all, Position { term: 1, index: 20 }).await;
+    follower.install(1, received).await.unwrap();
+    assert!(follower.seen.lock().brought.is_empty() && follower.seen.lock().entries == 20);
+    assert!(names(&disk, ".body").is_empty() && names(&disk, ".snap").is_empty());
+    check_equal(&leader, &follower);
+}
+
+/// On real files, with threads, and with somebody who looks after the disk: what the snapshot replaced is removed
+/// by itself, a snapshot of the node's own follows, and a restart finds everything.
+#[tokio::test]
+async fn on_files() {
+    let leader = leader().await;
+    let temporary = tempfile::TempDir::new().unwrap();
+    let mut options = Options::new(temporary.path().join("data"));
+    options.segment_bytes = 16 << 10;
+    let follower = Follower::open(&options).await.unwrap();
+    let requests = follower.keep();
+    let stray = |index| normal(2, index, &put(&[0xee; 3000]));
+    let at = Position { term: 2, index: 0 };
+    follower.receive(2, None, (0..60).map(stray).collect(), at).await;
+    bring_forward(&leader.shared, &follower, 3).await.unwrap();
+    check_equal(&leader, &follower);
+    let count = |suffix: &str| {
+        RealDisk.list(&options.data_dir).unwrap().iter().filter(|n| n.ends_with(suffix)).count()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while count(".seg") > 2 {
+        assert!(tokio::time::Instant::now() < deadline, "the replaced log is still there");
+        tokio::task::yield_now().await;
+    }
+    let bodies = count(".body");
+    assert!(bodies > 3);
+
+    let snapshot = Position { term: 3, index: SNAPSHOT };
+    let drops = leader.seen.lock().live.keys().copied().collect::<Vec<_>>();
+    let last = Position { term: 3, index: SNAPSHOT + drops.len() as u64 };
+    let entries = drops.iter().zip(SNAPSHOT + 1..).map(|(body, index)| normal(3, index, &drop_body(*body)));
+    follower.receive(3, Some(snapshot), entries.collect(), last).await;
+    assert_eq!(count(".body"), bodies, "the newest snapshot references them");
+    let (request, answer) = tokio::sync::oneshot::channel();
+    requests.send(request).await.unwrap();
+    assert_eq!(within(answer).await.unwrap(), Ok(last.index));
+    assert_eq!(count(".body"), 0);
+    drop(follower);
+
+    let again = Follower::open(&options).await.unwrap();
+    assert_eq!(again.seen.lock().restored, Some(last.index));
+    assert!(again.seen.lock().live.is_empty());
+}
+
+/// While a snapshot is on its way the log behind it stays, so that the receiver can go on from there.
+#[tokio::test]
+async fn log_is_held() {
+    let disk = FaultDisk::new();
+    let follower = Follower::start(&disk).await.unwrap();
+    let requests = follower.keep();
+    let term = 1;
+    let first = Position { term, index: 0 };
+    let entry = |index| normal(term, index, &put(&[index as u8; 3000]));
+    follower.receive(term, None, (0..=100).map(entry).collect(), Position { term, index: 40 }).await;
+    let snapshot = async || {
+        let (request, answer) = tokio::sync::oneshot::channel();
+        requests.send(request).await.unwrap();
+        within(answer).await.unwrap().unwrap()
+    };
+    assert_eq!(snapshot().await, 40);
+    let export = Export::begin(&follower.shared, &follower.shared.current().unwrap(), 0).await.unwrap();
+    follower.receive(term, Some(first), Vec::new(), Position { term, index: 100 }).await;
+    assert_eq!(snapshot().await, 100);
+    assert!(follower.log.state().purged.unwrap().index <= 40);
+    drop(export);
+    follower
+        .receive(term, Some(Position { term, index: 100 }), vec![entry(101)], Position { term, index: 101 })
+        .await;
+    assert_eq!(snapshot().await, 101);
+    assert!(follower.log.state().purged.unwrap().index > 80);
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use openraft::raft::AppendEntriesRequest;
 use openraft::{Config, Raft};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::machine::{Seen, TestMachine};
 use super::rig::{options, within};
@@ -22,6 +22,7 @@ use crate::log::{Log, Op};
 use crate::machine::{Machine, MachineShared};
 use crate::network::NoPeers;
 use crate::open::{self, Storage};
+use crate::prepare::Preparer;
 use crate::snapshot::SnapshotFile;
 use crate::store::Store;
 use crate::transfer::{Export, FRAME_MAX, Import};
@@ -121,6 +122,7 @@ impl Leader {
 pub(crate) struct Follower {
     pub(crate) raft: Raft<TypeConfig, Machine>,
     pub(crate) log: Arc<Log>,
+    preparer: Arc<Preparer>,
     pub(crate) shared: Arc<MachineShared>,
     pub(crate) seen: Arc<Mutex<Seen>>,
     bodies: Bodies,
@@ -129,14 +131,19 @@ pub(crate) struct Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.log.stop();
+        self.log.unlock();
     }
 }
 
 impl Follower {
     pub(crate) async fn start(disk: &FaultDisk) -> Result<Self, StartError> {
+        Self::open(&inline(disk)).await
+    }
+
+    pub(crate) async fn open(options: &Options) -> Result<Self, StartError> {
         let (machine, seen) = TestMachine::new();
-        let storage = open::open(&inline(disk), Box::new(machine))?;
-        let Storage { log, bodies, machine, .. } = storage;
+        let storage = open::open(options, Box::new(machine))?;
+        let Storage { log, preparer, bodies, machine, .. } = storage;
         log.completions.spawn();
         let config =
             Config { enable_tick: false, max_in_snapshot_log_to_keep: u64::MAX, ..Config::default() };
@@ -144,7 +151,21 @@ impl Follower {
         let raft =
             Raft::new(2, Arc::new(config.validate().unwrap()), NoPeers, Store::new(log.clone()), machine);
         let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
-        Ok(Self { raft, log, shared, seen, bodies })
+        Ok(Self { raft, log, preparer, shared, seen, bodies })
+    }
+
+    /// Starts to look after its disk.
+    pub(crate) fn keep(&self) -> mpsc::Sender<keeper::Request> {
+        let (requests, received) = mpsc::channel(1);
+        let keeper = keeper::Keeper {
+            raft: self.raft.clone(),
+            log: self.log.clone(),
+            preparer: self.preparer.clone(),
+            snapshot_log_bytes: u64::MAX,
+            log_retention_bytes: 0,
+        };
+        tokio::spawn(keeper.run(received));
+        requests
     }
 
     pub(crate) fn bodies(&self) -> Bodies {

@@ -22,13 +22,17 @@ use crate::snapshot::{self, ImageReader, SnapshotFile};
 pub(crate) struct Export {
     log: Arc<Log>,
     progress: Arc<Progress>,
+    /// Keeps the log behind the snapshot.
+    _hold: LogHold,
     /// Away while a frame is being made; gone after an error.
     sender: Option<Box<Sender>>,
 }
 
 impl Export {
     /// Begins to send `snapshot`, which must be this node's current one, to a node that has everything up to
-    /// the index `above` (0: nothing), as its [`super::Import::above`] says. Pins what will be read.
+    /// the index `above` (0: nothing), as its [`super::Import::above`] says. Pins what will be read, and until
+    /// this is dropped the log that follows the snapshot is not purged (within limits, see the keeper): keep it
+    /// until the receiver has installed the snapshot, so that it can go on from there.
     ///
     /// # Errors
     /// `NotFound` when `snapshot` is not the current one any more: ask for that and begin again. Else what the
@@ -42,8 +46,9 @@ impl Export {
         let log = shared.log.clone();
         let progress = Arc::new(Progress::default());
         let counted = progress.clone();
+        let hold = LogHold::new(log.clone(), snapshot.index());
         let sender = log.blocking(move || Sender::new(&shared, &snapshot, above, counted)).await?;
-        Ok(Self { log, progress, sender: Some(Box::new(sender)) })
+        Ok(Self { log, progress, _hold: hold, sender: Some(Box::new(sender)) })
     }
 
     /// How far it is.
@@ -62,6 +67,31 @@ impl Export {
         let (sender, frame) = made.await?;
         self.sender = Some(sender);
         Ok(frame)
+    }
+}
+
+/// How many places of entries are looked up at once.
+const PLACES_MAX: usize = 256;
+
+/// Keeps the log after an index from being purged, as long as it lives.
+struct LogHold {
+    log: Arc<Log>,
+    after: u64,
+}
+
+impl LogHold {
+    fn new(log: Arc<Log>, after: u64) -> Self {
+        log.holds.lock().push(after);
+        Self { log, after }
+    }
+}
+
+impl Drop for LogHold {
+    fn drop(&mut self) {
+        let mut holds = self.log.holds.lock();
+        if let Some(at) = holds.iter().position(|after| *after == self.after) {
+            holds.swap_remove(at);
+        }
     }
 }
 
@@ -241,7 +271,7 @@ impl Sender {
 struct Row {
     wanted: RangeInclusive<u64>,
     segments: std::vec::IntoIter<Arc<Segment>>,
-    /// Index and place of the entries of the segment being read.
+    /// Index and place of the next entries of the segment being read.
     places: std::iter::Peekable<std::vec::IntoIter<(u64, u32)>>,
     reading: Option<(Arc<Segment>, Window)>,
 }
@@ -271,8 +301,14 @@ impl Row {
             if let Some((index, _)) = self.places.peek() {
                 return Ok(Some(*index));
             }
+            if let Some((segment, _)) = &self.reading {
+                let more = segment.places(&self.wanted, PLACES_MAX);
+                if !more.is_empty() {
+                    self.places = more.into_iter().peekable();
+                    continue;
+                }
+            }
             let Some(segment) = self.segments.next() else { return Ok(None) };
-            self.places = segment.places(&self.wanted).into_iter().peekable();
             let window = Window::new(segment.file.clone())?;
             self.reading = Some((segment, window));
         }
@@ -280,12 +316,20 @@ impl Row {
 
     /// Leaves the next entry out.
     fn skip(&mut self) {
-        self.places.next();
+        self.next_place();
+    }
+
+    fn next_place(&mut self) -> Option<(u64, u32)> {
+        let place = self.places.next();
+        if let Some((index, _)) = place {
+            self.wanted = index + 1..=*self.wanted.end();
+        }
+        place
     }
 
     /// Begins to read the next entry; `row` is this row's number.
     fn take(&mut self, row: usize) -> io::Result<Sending> {
-        let (index, offset) = self.places.next().expect("an entry was seen");
+        let (index, offset) = self.next_place().expect("an entry was seen");
         let (segment, window) = self.reading.as_mut().expect("its segment is open");
         let offset = u64::from(offset);
         let head_bytes = window.get(offset, HEAD_LEN)?.first_chunk::<HEAD_LEN>().copied();
