@@ -23,7 +23,7 @@ use crate::format::Position;
 use crate::hello::{Facts, Purpose, Reason, Refusal, cluster_text};
 use crate::identity::{self, Identity, id_text};
 use crate::log::Log;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineShared};
 use crate::net::Net;
 use crate::options::{Options, Peering};
 use crate::peer::Line;
@@ -81,6 +81,10 @@ pub(crate) struct Cluster {
     forming: tokio::sync::Mutex<()>,
     /// Gone when the node has stopped.
     raft: Mutex<Option<RaftHandle>>,
+    /// What snapshots are exported from and imported into.
+    machine: Mutex<Option<Arc<MachineShared>>>,
+    /// Snapshots on their way to followers: bytes sent, and of how many.
+    transfers: Mutex<BTreeMap<u64, (u64, u64)>>,
     lines: Mutex<BTreeMap<u64, Arc<Line>>>,
     tasks: Tasks,
     /// Why this node takes no part.
@@ -112,6 +116,8 @@ impl Cluster {
             formed: watch::Sender::new(identity.cluster != 0),
             forming: tokio::sync::Mutex::default(),
             raft: Mutex::new(None),
+            machine: Mutex::new(None),
+            transfers: Mutex::default(),
             lines: Mutex::default(),
             tasks: Tasks::default(),
             no_part: watch::Sender::new(None),
@@ -125,6 +131,25 @@ impl Cluster {
         *self.raft.lock() = Some(raft);
     }
 
+    /// Hands over what snapshots are exported from and imported into.
+    pub(crate) fn set_machine(&self, machine: Arc<MachineShared>) {
+        *self.machine.lock() = Some(machine);
+    }
+
+    /// What snapshots are exported from and imported into, unless the node has stopped.
+    pub(crate) fn machine(&self) -> Option<Arc<MachineShared>> {
+        self.machine.lock().clone()
+    }
+
+    /// How far a snapshot is on its way to a follower; `None` when it has ended.
+    pub(crate) fn note_transfer(&self, peer: u64, progress: Option<(u64, u64)>) {
+        let mut transfers = self.transfers.lock();
+        match progress {
+            Some(progress) => transfers.insert(peer, progress),
+            None => transfers.remove(&peer),
+        };
+    }
+
     /// Consensus, unless the node has stopped.
     pub(crate) fn raft(&self) -> Option<RaftHandle> {
         self.raft.lock().clone()
@@ -135,6 +160,7 @@ impl Cluster {
         self.tasks.stop();
         self.lines.lock().clear();
         self.raft.lock().take();
+        self.machine.lock().take();
     }
 
     /// Runs something until the node stops.

@@ -20,6 +20,7 @@ mod disk;
 mod error;
 mod flush;
 mod format;
+mod forward;
 mod forming;
 mod frame;
 mod hello;
@@ -53,7 +54,6 @@ mod state;
 mod store;
 #[cfg(test)]
 mod tests;
-#[allow(dead_code, unused_imports, reason = "the transport to peers calls it")]
 mod transfer;
 mod types;
 

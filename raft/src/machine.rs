@@ -115,7 +115,6 @@ impl Machine {
     }
 
     /// What it shares with everybody who sends or receives snapshots.
-    #[allow(dead_code, reason = "the transport to peers calls it")]
     pub(crate) fn shared(&self) -> Arc<MachineShared> {
         self.shared.clone()
     }

@@ -192,6 +192,20 @@ pub(crate) fn decode_appended(body: Bytes) -> Option<StreamAppendResult<TypeConf
     Some(result)
 }
 
+/// A vote by itself.
+pub(crate) fn encode_ballot(vote: Vote) -> Bytes {
+    let mut out = BytesMut::with_capacity(17);
+    put_ballot(&mut out, vote);
+    out.freeze()
+}
+
+pub(crate) fn decode_ballot(body: Bytes) -> Option<Vote> {
+    let mut take = Take(body);
+    let vote = take.vote()?;
+    take.end()?;
+    Some(vote)
+}
+
 pub(crate) fn encode_vote(request: &VoteRequest<TypeConfig>) -> Bytes {
     let mut out = BytesMut::with_capacity(34);
     put_ballot(&mut out, request.vote);

@@ -19,6 +19,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::cluster::Cluster;
+use crate::forward;
 use crate::frame::FrameKind;
 use crate::message;
 use crate::peer::{CallError, Down, Line, Pending};
@@ -170,12 +171,28 @@ impl RaftNetworkV2<TypeConfig> for Client {
     /// can be brought forward by log only.
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: RaftSnapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote,
+        snapshot: RaftSnapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(self.unreachable("this release sends no snapshots")))
+        let Some((line, cluster)) = &self.line else {
+            return Err(StreamingError::Unreachable(self.unreachable("there is no transport")));
+        };
+        let sent = forward::send(cluster, line.peer, &line.address, vote, &snapshot.snapshot);
+        let sent = tokio::select! {
+            sent = sent => Ok(sent),
+            closed = cancel => Err(closed),
+        };
+        cluster.note_transfer(line.peer, None);
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(closed) => return Err(StreamingError::Closed(closed)),
+        };
+        sent.map_err(|error| {
+            tracing::warn!(node = cluster.node, peer = line.peer, %error, "a snapshot was not sent; it is tried again");
+            StreamingError::Unreachable(self.unreachable(&error.to_string()))
+        })
     }
 
     async fn transfer_leader(

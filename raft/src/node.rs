@@ -95,6 +95,9 @@ impl Node {
         let cluster =
             peering.map(|peering| Cluster::open(options, peering, identity, log.clone())).transpose()?;
         let network = Network::new(cluster.clone());
+        if let Some(cluster) = &cluster {
+            cluster.set_machine(machine.shared());
+        }
         let raft = Raft::new(identity.node, config, network, store, machine).await;
         let raft = raft.map_err(|error| failed(&error))?;
         let (sender, leadership) = watch::channel(Leadership::default());

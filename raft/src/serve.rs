@@ -18,6 +18,7 @@ use openraft::raft::AppendEntriesRequest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::cluster::{Cluster, RaftHandle};
+use crate::forward;
 use crate::frame::{Frame, FrameKind, OutFrame, Outbox};
 use crate::hello::{self, Conn, MeetError, Purpose, late_refusal};
 use crate::message;
@@ -82,7 +83,13 @@ async fn serve(cluster: &Arc<Cluster>, met: Result<(Purpose, Conn), MeetError>) 
             tracing::debug!(node = cluster.node, peer, %error, "a peer's connection ended");
         }
         // The other side sees the connection close.
-        Purpose::Snapshot | Purpose::Link => {}
+        Purpose::Snapshot => {
+            let peer = conn.peer.node;
+            if let Err(error) = forward::receive(cluster, conn).await {
+                tracing::warn!(node = cluster.node, peer, %error, "a snapshot was not received");
+            }
+        }
+        Purpose::Link => {}
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Rack {
     pub(crate) places: BTreeMap<u64, Place>,
     /// What every node is told to begin with.
     pub(crate) plan: BTreeMap<u64, String>,
+    /// Log kept behind a snapshot, in bytes, when it is not as usual.
+    pub(crate) retention: Option<u64>,
 }
 
 pub(crate) fn address(id: u64) -> String {
@@ -44,7 +46,7 @@ impl Rack {
     /// A plan of nodes 1 to `count`, none of them started.
     pub(crate) fn new(count: u64) -> Self {
         let plan = (1..=count).map(|id| (id, address(id))).collect();
-        Self { hub: SimHub::new(), places: BTreeMap::new(), plan }
+        Self { hub: SimHub::new(), places: BTreeMap::new(), plan, retention: None }
     }
 
     /// Nodes 1 to `count`, started, with a leader that is ready.
@@ -62,6 +64,9 @@ impl Rack {
         options.node_id = id;
         options.inline = true;
         options.segment_bytes = 256 << 10;
+        if let Some(retention) = self.retention {
+            options.log_retention_bytes = retention;
+        }
         let net = self.hub.net(&address(id));
         options.peering = Some(Peering { net, address: address(id), peers: self.plan.clone() });
         options

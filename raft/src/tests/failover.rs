@@ -2,6 +2,7 @@
 
 use super::cluster_rig::Rack;
 use super::machine::put;
+use super::rig::within;
 use crate::Outcome;
 
 /// Ten leaders are killed, one after the other, each with proposals under way: another one leads, what was
@@ -79,4 +80,35 @@ async fn majority_lost() {
     let leader = rack.leader().await;
     let index = index.max(rack.commit(leader, b"again").await);
     rack.settled(index).await;
+}
+
+/// A follower was away while the log that it lacks was purged: it is brought forward by a snapshot and the bodies
+/// it needs, goes on by log from there, and has it all after a restart too.
+#[tokio::test(start_paused = true)]
+async fn brought_forward_by_a_snapshot() {
+    let mut rack = Rack::new(3);
+    rack.retention = Some(0);
+    for id in 1..=3 {
+        rack.start(id).await;
+    }
+    let leader = rack.leader().await;
+    let away = leader % 3 + 1;
+    for number in 0..30u8 {
+        rack.commit(leader, &vec![number; 40_000]).await;
+    }
+    rack.kill(away);
+    for number in 30..90u8 {
+        rack.commit(leader, &vec![number; 40_000]).await;
+    }
+    let index = within(rack.node(leader).snapshot_now()).await.unwrap();
+    assert!(rack.node(leader).status().purged > 60, "the follower's place in the log is gone");
+    rack.commit(leader, b"after the snapshot").await;
+    rack.start(away).await;
+    let last = rack.commit(leader, b"after the return").await;
+    rack.settled(last).await;
+    assert!(rack.node(away).status().snapshot_index >= index);
+    assert_eq!(rack.places[&away].seen.lock().live.len(), 92);
+    rack.kill(away);
+    rack.start(away).await;
+    rack.settled(last).await;
 }

@@ -20,7 +20,7 @@ use crate::format::{Kind, Position};
 use crate::keeper;
 use crate::log::{Log, Op};
 use crate::machine::{Machine, MachineShared};
-use crate::network::NoPeers;
+use crate::network::Network;
 use crate::open::{self, Storage};
 use crate::prepare::Preparer;
 use crate::snapshot::SnapshotFile;
@@ -149,7 +149,7 @@ impl Follower {
             Config { enable_tick: false, max_in_snapshot_log_to_keep: u64::MAX, ..Config::default() };
         let shared = machine.shared();
         let raft =
-            Raft::new(2, Arc::new(config.validate().unwrap()), NoPeers, Store::new(log.clone()), machine);
+            Raft::new(2, Arc::new(config.validate().unwrap()), Network::new(None), Store::new(log.clone()), machine);
         let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
         Ok(Self { raft, log, preparer, shared, seen, bodies })
     }
