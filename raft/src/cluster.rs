@@ -15,13 +15,14 @@ use std::time::Duration;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::error::StartError;
 use crate::format::Position;
 use crate::hello::{Facts, Purpose, Reason, Refusal, cluster_text};
 use crate::identity::{self, Identity, id_text};
+use crate::link::Link;
 use crate::log::Log;
 use crate::machine::{Machine, MachineShared};
 use crate::net::Net;
@@ -32,6 +33,9 @@ use crate::types::TypeConfig;
 
 /// The consensus library's handle.
 pub(crate) type RaftHandle = Raft<TypeConfig, Machine>;
+
+/// Links that may wait to be accepted.
+const LINKS_WAITING: usize = 64;
 
 /// How patient this node is with its peers. All follows from the election timeout.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +91,9 @@ pub(crate) struct Cluster {
     transfers: Mutex<BTreeMap<u64, (u64, u64)>>,
     lines: Mutex<BTreeMap<u64, Arc<Line>>>,
     tasks: Tasks,
+    /// Links that peers have opened, to be accepted; no sender is left when the node has stopped.
+    offered: Mutex<Option<mpsc::Sender<Link>>>,
+    accepted: tokio::sync::Mutex<mpsc::Receiver<Link>>,
     /// Why this node takes no part.
     no_part: watch::Sender<Option<String>>,
     /// The last entry that each follower has acknowledged to this node since it started.
@@ -103,6 +110,7 @@ impl Cluster {
         log: Arc<Log>,
     ) -> Result<Arc<Self>, StartError> {
         let book = PeerBook::open(options.disk.clone(), &options.data_dir)?;
+        let (offered, accepted) = mpsc::channel(LINKS_WAITING);
         Ok(Arc::new(Self {
             node: identity.node,
             net: peering.net.clone(),
@@ -120,6 +128,8 @@ impl Cluster {
             transfers: Mutex::default(),
             lines: Mutex::default(),
             tasks: Tasks::default(),
+            offered: Mutex::new(Some(offered)),
+            accepted: tokio::sync::Mutex::new(accepted),
             no_part: watch::Sender::new(None),
             acknowledged: Mutex::default(),
             complaints: Mutex::default(),
@@ -161,6 +171,21 @@ impl Cluster {
         self.lines.lock().clear();
         self.raft.lock().take();
         self.machine.lock().take();
+        self.offered.lock().take();
+    }
+
+    /// Puts a link that a peer has opened before who accepts them. Waits while too many wait there.
+    pub(crate) async fn offer(&self, link: Link) {
+        let offered = self.offered.lock().clone();
+        if let Some(offered) = offered {
+            // It cannot fail before the node stops, and then the link is dropped.
+            offered.send(link).await.ok();
+        }
+    }
+
+    /// The next link that a peer has opened; `None` when the node has stopped.
+    pub(crate) async fn accept_link(&self) -> Option<Link> {
+        self.accepted.lock().await.recv().await
     }
 
     /// Runs something until the node stops.
@@ -183,8 +208,14 @@ impl Cluster {
     }
 
     /// Why this node takes no part, when it does not.
-    pub(crate) fn watch_no_part(&self) -> watch::Receiver<Option<String>> {
-        self.no_part.subscribe()
+    pub(crate) fn no_part(&self) -> Option<String> {
+        self.no_part.borrow().clone()
+    }
+
+    /// Resolves when this node takes no part any more.
+    pub(crate) async fn takes_no_part(&self) {
+        // The sender is a field next to this.
+        self.no_part.subscribe().wait_for(Option::is_some).await.ok();
     }
 
     /// The address of each member as the newest membership says, this node included.
@@ -224,7 +255,7 @@ impl Cluster {
     /// cluster. What is learnt is durable when this returns.
     pub(crate) async fn admit(&self, peer: &Facts, purpose: Purpose) -> Result<(), Refusal> {
         let refuse = |reason, text: String| Err(Refusal { reason, cluster: self.id(), text });
-        if let Some(why) = &*self.no_part.borrow() {
+        if let Some(why) = self.no_part() {
             return refuse(Reason::NoPart, format!("node {} takes no part: {why}", self.node));
         }
         if peer.node == self.node {

@@ -176,3 +176,47 @@ pub enum SnapshotError {
     #[error("there is no space for a snapshot: {0}; free some, or the log cannot be shortened")]
     NoSpace(String),
 }
+
+/// Why there is no link to another node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// This node is a lone voter and has no peers.
+    #[error("this node has no peers")]
+    NoPeers,
+    /// The cluster, as far as this node knows it, has no such member.
+    #[error("node {node} is not a member of the cluster")]
+    NotMember {
+        /// The node asked for.
+        node: u64,
+    },
+    /// One of the two refuses the other.
+    #[error("no link to node {node}: {reason}")]
+    Refused {
+        /// The node asked for.
+        node: u64,
+        /// What is wrong, and the command to run.
+        reason: String,
+    },
+    /// It cannot be reached, or did not answer in time. Try again.
+    #[error("node {node} cannot be reached: {reason}")]
+    Unreachable {
+        /// The node asked for.
+        node: u64,
+        /// What the network says.
+        reason: String,
+    },
+}
+
+/// Why a message was not taken by a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkClosed {
+    /// The link has closed; messages sent before may or may not have arrived.
+    #[error("the link is closed")]
+    Closed,
+    /// The message is longer than [`crate::Payload::MAX_LEN`]; the link goes on.
+    #[error("a message of {len} bytes is longer than the limit of {}", crate::Payload::MAX_LEN)]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+}

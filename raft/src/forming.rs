@@ -26,8 +26,7 @@ use crate::types::Member;
 pub(crate) async fn run(cluster: Arc<Cluster>, raft: RaftHandle) {
     let mut pause = cluster.timing.election / 4;
     let mut heard = Heard::default();
-    let mut no_part = cluster.watch_no_part();
-    while !is_done(&cluster, &raft).await && no_part.borrow_and_update().is_none() {
+    while !is_done(&cluster, &raft).await && cluster.no_part().is_none() {
         let facts = ask_all(&cluster).await;
         heard.log_news(&cluster, &facts);
         if may_begin(&cluster, &facts) {

@@ -59,7 +59,13 @@ pub(crate) async fn send(
     // Kept until the follower has installed it, so that it can go on from there by log.
     let mut export = Export::begin(&shared, snapshot, above).await?;
     let progress = export.progress();
-    tracing::info!(node = cluster.node, peer, index = snapshot.index(), above, "a follower is brought forward by a snapshot");
+    tracing::info!(
+        node = cluster.node,
+        peer,
+        index = snapshot.index(),
+        above,
+        "a follower is brought forward by a snapshot"
+    );
     let mut number = 0;
     while let Some(body) = export.next_frame().await? {
         number += 1;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use crate::format::{u32_at, u64_at};
@@ -103,6 +103,8 @@ pub(crate) struct OutFrame {
     head: [u8; HEAD_LEN],
     parts: Vec<Bytes>,
     len: usize,
+    /// A share of some room, given back when the frame is written or dropped.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl OutFrame {
@@ -124,7 +126,12 @@ impl OutFrame {
             crc.update(part);
         }
         head[16..].copy_from_slice(&crc.finalize().to_le_bytes());
-        Self { head, parts, len: HEAD_LEN + len }
+        Self { head, parts, len: HEAD_LEN + len, room: None }
+    }
+
+    /// The same frame, holding a share of some room.
+    pub(crate) fn holding(self, room: OwnedSemaphorePermit) -> Self {
+        Self { room: Some(room), ..self }
     }
 }
 
@@ -224,6 +231,13 @@ struct Queued {
     bulk: VecDeque<OutFrame>,
 }
 
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let queued = self.queued.lock();
+        write!(f, "Outbox({} urgent, {} bulk)", queued.urgent.len(), queued.bulk.len())
+    }
+}
+
 impl Outbox {
     pub(crate) fn shared() -> Arc<Self> {
         Arc::new(Self::default())
@@ -259,20 +273,31 @@ impl Outbox {
     }
 
     /// Writes frames as they come, until writing fails. Says that this side lives when there was nothing to
-    /// write for `alive_every`.
+    /// write for `alive_every`. May be dropped without losing what is in `runs`.
     pub(crate) async fn write_to<W: AsyncWrite + Unpin>(
         &self,
+        runs: &mut Runs,
         wire: &mut W,
         alive_every: Duration,
     ) -> io::Result<()> {
-        let mut runs = Runs::default();
         loop {
-            self.take(&mut runs);
+            self.flush_to(runs, wire).await?;
+            if tokio::time::timeout(alive_every, self.filled.notified()).await.is_err() {
+                self.push_urgent(OutFrame::new(FrameKind::Alive, 0, Vec::new()));
+            }
+        }
+    }
+
+    /// Writes what is in `runs` and everything queued.
+    pub(crate) async fn flush_to<W: AsyncWrite + Unpin>(
+        &self,
+        runs: &mut Runs,
+        wire: &mut W,
+    ) -> io::Result<()> {
+        loop {
+            self.take(runs);
             if runs.bytes == 0 {
-                if tokio::time::timeout(alive_every, self.filled.notified()).await.is_err() {
-                    self.push_urgent(OutFrame::new(FrameKind::Alive, 0, Vec::new()));
-                }
-                continue;
+                return Ok(());
             }
             runs.write_to(wire).await?;
         }
@@ -281,16 +306,19 @@ impl Outbox {
 
 /// Bytes about to be written: small parts copied together, large ones as they are.
 #[derive(Default)]
-struct Runs {
+pub(crate) struct Runs {
     ready: VecDeque<Bytes>,
     /// Small parts that follow `ready`.
     open: BytesMut,
     bytes: usize,
+    /// What the frames hold until they are written.
+    rooms: Vec<OwnedSemaphorePermit>,
 }
 
 impl Runs {
     fn push(&mut self, frame: OutFrame) {
         self.bytes += frame.len;
+        self.rooms.extend(frame.room);
         self.open.put_slice(&frame.head);
         for part in frame.parts {
             if part.len() <= COPY_MAX {
@@ -323,6 +351,7 @@ impl Runs {
             }
             self.advance(written);
         }
+        self.rooms.clear();
         wire.flush().await
     }
 
@@ -367,7 +396,7 @@ mod tests {
     #[tokio::test]
     async fn round_trip() {
         let (mut near, far) = tokio::io::duplex(1000);
-        let outbox = Outbox::default();
+        let (outbox, mut runs) = (Outbox::default(), Runs::default());
         for (kind, id, parts) in frames() {
             outbox.push(OutFrame::new(kind, id, parts));
         }
@@ -381,7 +410,7 @@ mod tests {
         };
         tokio::select! {
             () = read => {}
-            result = outbox.write_to(&mut near, SILENCE) => panic!("{result:?}"),
+            result = outbox.write_to(&mut runs, &mut near, SILENCE) => panic!("{result:?}"),
         }
     }
 
@@ -389,7 +418,7 @@ mod tests {
     #[tokio::test]
     async fn urgent_first() {
         let (mut near, far) = tokio::io::duplex(100_000);
-        let outbox = Outbox::default();
+        let (outbox, mut runs) = (Outbox::default(), Runs::default());
         outbox.push(OutFrame::new(FrameKind::Append, 1, vec![]));
         outbox.push_urgent(OutFrame::new(FrameKind::Vote, 2, vec![]));
         let mut reader = FrameReader::new(far, BODY_MAX, SILENCE);
@@ -397,7 +426,7 @@ mod tests {
             async { [reader.next().await.unwrap().unwrap().id, reader.next().await.unwrap().unwrap().id] };
         tokio::select! {
             ids = ids => assert_eq!(ids, [2, 1]),
-            result = outbox.write_to(&mut near, SILENCE) => panic!("{result:?}"),
+            result = outbox.write_to(&mut runs, &mut near, SILENCE) => panic!("{result:?}"),
         }
     }
 
@@ -425,7 +454,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence() {
         let (mut near, far) = tokio::io::duplex(1000);
-        let outbox = Outbox::default();
+        let (outbox, mut runs) = (Outbox::default(), Runs::default());
         let mut reader = FrameReader::new(far, 1000, SILENCE);
         let count = async {
             for _ in 0..20 {
@@ -434,7 +463,7 @@ mod tests {
         };
         tokio::select! {
             () = count => {}
-            result = outbox.write_to(&mut near, SILENCE / 4) => panic!("{result:?}"),
+            result = outbox.write_to(&mut runs, &mut near, SILENCE / 4) => panic!("{result:?}"),
         }
         assert_eq!(reader.next().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }

@@ -13,21 +13,22 @@
 //! on the wire.
 
 mod bodies;
-mod cluster;
 mod body_segment;
+mod cluster;
 mod completion;
 mod disk;
 mod error;
 mod flush;
 mod format;
-mod forward;
 mod forming;
+mod forward;
 mod frame;
 mod hello;
 mod identity;
 pub mod inspect;
 mod keeper;
 mod leadership;
+mod link;
 mod log;
 mod machine;
 mod members;
@@ -59,8 +60,11 @@ mod types;
 
 pub use bodies::{Bodies, DiskUsage};
 pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, FaultDisk, RealDisk};
-pub use error::{BodyError, Corruption, Fatal, NotProposed, ReadError, SnapshotError, StartError};
+pub use error::{
+    BodyError, Corruption, Fatal, LinkClosed, LinkError, NotProposed, ReadError, SnapshotError, StartError,
+};
 pub use leadership::Leadership;
+pub use link::{Link, LinkReceiver, LinkSender};
 pub use net::{Net, TcpNet, Wire};
 pub use node::{Node, Role, Status};
 pub use options::{Options, Peering};

@@ -13,11 +13,13 @@ use tokio::task::AbortHandle;
 
 use crate::bodies::Bodies;
 use crate::cluster::Cluster;
-use crate::error::{Fatal, NotProposed, ReadError, SnapshotError, StartError};
+use crate::error::{Fatal, LinkError, NotProposed, ReadError, SnapshotError, StartError};
 use crate::flush::Flusher;
+use crate::hello::{self, MeetError, Purpose};
 use crate::identity::{Identity, id_text};
 use crate::keeper::{Keeper, Request};
 use crate::leadership::{self, Leadership};
+use crate::link::{self, Link};
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::network::Network;
@@ -239,6 +241,37 @@ impl Node {
         self.inner.leadership.clone()
     }
 
+    /// Opens a link to another member, for the product's own messages. There may be several at the same time.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn connect(&self, to: u64) -> Result<Link, LinkError> {
+        let cluster = self.inner.cluster.as_ref().ok_or(LinkError::NoPeers)?;
+        let address = cluster.members().get(&to).cloned().ok_or(LinkError::NotMember { node: to })?;
+        match hello::connect(cluster, to, &address, Purpose::Link).await {
+            Ok(conn) => Ok(link::open(cluster, conn)),
+            Err(MeetError::RefusedBy(refusal)) => {
+                cluster.refused_by(to, &refusal);
+                Err(LinkError::Refused { node: to, reason: refusal.text })
+            }
+            Err(MeetError::Refuses { refusal, .. }) => {
+                Err(LinkError::Refused { node: to, reason: refusal.text })
+            }
+            Err(MeetError::Io(error)) => Err(LinkError::Unreachable { node: to, reason: error.to_string() }),
+        }
+    }
+
+    /// The next link that another node has opened to this one; `None` when the node stops. One task accepts.
+    pub async fn accept_link(&self) -> Option<Link> {
+        match &self.inner.cluster {
+            Some(cluster) => cluster.accept_link().await,
+            None => {
+                self.fatal().await;
+                None
+            }
+        }
+    }
+
     /// Where this node stands now. Cheap.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -269,7 +302,7 @@ impl Node {
             snapshot_index: inner.log.snapshot_index(),
             purged: state.purged.map_or(0, |purged| purged.index),
             voters: now.membership_config.voter_ids().collect(),
-            refused: inner.cluster.as_ref().and_then(|cluster| cluster.watch_no_part().borrow().clone()),
+            refused: inner.cluster.as_ref().and_then(|cluster| cluster.no_part()),
         }
     }
 

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::cluster::Cluster;
-use crate::frame::{FrameKind, OutFrame, Outbox};
+use crate::frame::{FrameKind, OutFrame, Outbox, Runs};
 use crate::hello::{self, Conn, MeetError, Purpose, late_refusal};
 
 /// The line to one peer.
@@ -156,11 +156,10 @@ impl Line {
     /// Connects, serves the connection until it breaks, and connects again.
     pub(crate) async fn run(self: Arc<Self>, cluster: Arc<Cluster>) {
         let mut retired = self.retired.subscribe();
-        let mut no_part = cluster.watch_no_part();
         tokio::select! {
             () = self.keep_up(&cluster) => {}
             _ = retired.wait_for(|retired| *retired) => {}
-            _ = no_part.wait_for(Option::is_some) => {}
+            () = cluster.takes_no_part() => {}
         }
         self.down("the line is closed");
     }
@@ -224,6 +223,7 @@ impl Line {
     }
 
     async fn serve(&self, cluster: &Cluster, mut conn: Conn) -> MeetError {
+        let mut runs = Runs::default();
         let read = async {
             loop {
                 match conn.reader.next().await {
@@ -241,7 +241,7 @@ impl Line {
         };
         tokio::select! {
             error = read => error,
-            written = self.outbox.write_to(&mut conn.writer, cluster.timing.alive_every) => match written {
+            written = self.outbox.write_to(&mut runs, &mut conn.writer, cluster.timing.alive_every) => match written {
                 Ok(()) => std::io::Error::from(std::io::ErrorKind::WriteZero).into(),
                 Err(error) => error.into(),
             },

@@ -19,8 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::cluster::{Cluster, RaftHandle};
 use crate::forward;
-use crate::frame::{Frame, FrameKind, OutFrame, Outbox};
+use crate::frame::{Frame, FrameKind, OutFrame, Outbox, Runs};
 use crate::hello::{self, Conn, MeetError, Purpose, late_refusal};
+use crate::link;
 use crate::message;
 use crate::types::TypeConfig;
 
@@ -72,24 +73,22 @@ async fn serve(cluster: &Arc<Cluster>, met: Result<(Purpose, Conn), MeetError>) 
         Purpose::Probe => {}
         Purpose::Raft => {
             let peer = conn.peer.node;
-            let mut no_part = cluster.watch_no_part();
             let error = tokio::select! {
                 error = serve_raft(cluster, conn) => error,
-                _ = no_part.wait_for(Option::is_some) => return,
+                () = cluster.takes_no_part() => return,
             };
             if let MeetError::RefusedBy(refusal) = &error {
                 cluster.refused_by(peer, refusal);
             }
             tracing::debug!(node = cluster.node, peer, %error, "a peer's connection ended");
         }
-        // The other side sees the connection close.
         Purpose::Snapshot => {
             let peer = conn.peer.node;
             if let Err(error) = forward::receive(cluster, conn).await {
                 tracing::warn!(node = cluster.node, peer, %error, "a snapshot was not received");
             }
         }
-        Purpose::Link => {}
+        Purpose::Link => cluster.offer(link::open(cluster, conn)).await,
     }
 }
 
@@ -125,6 +124,7 @@ async fn serve_raft(cluster: &Arc<Cluster>, conn: Conn) -> MeetError {
         small: Arc::new(Semaphore::new(SMALL_MAX)),
         appends: None,
     };
+    let mut runs = Runs::default();
     let read = async {
         loop {
             match reader.next().await {
@@ -142,7 +142,7 @@ async fn serve_raft(cluster: &Arc<Cluster>, conn: Conn) -> MeetError {
     };
     tokio::select! {
         error = read => error,
-        written = outbox.write_to(&mut writer, cluster.timing.alive_every) => match written {
+        written = outbox.write_to(&mut runs, &mut writer, cluster.timing.alive_every) => match written {
             Ok(()) => io::Error::from(io::ErrorKind::WriteZero).into(),
             Err(error) => error.into(),
         },

@@ -8,6 +8,7 @@ mod disk_use;
 mod failover;
 mod failures;
 mod forming;
+mod links;
 mod machine;
 mod power;
 mod restart;

@@ -148,8 +148,13 @@ impl Follower {
         let config =
             Config { enable_tick: false, max_in_snapshot_log_to_keep: u64::MAX, ..Config::default() };
         let shared = machine.shared();
-        let raft =
-            Raft::new(2, Arc::new(config.validate().unwrap()), Network::new(None), Store::new(log.clone()), machine);
+        let raft = Raft::new(
+            2,
+            Arc::new(config.validate().unwrap()),
+            Network::new(None),
+            Store::new(log.clone()),
+            machine,
+        );
         let raft = raft.await.map_err(|error| StartError::Consensus(error.to_string()))?;
         Ok(Self { raft, log, preparer, shared, seen, bodies })
     }
