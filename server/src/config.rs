@@ -4,6 +4,7 @@
 //! `--data-dir`); the file is TOML whose keys are the flags' names. [`Settings`] is the merged result, and the
 //! only thing the rest of the server looks at.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,8 @@ use serde::Deserialize;
 use crate::units::Size;
 use beanpole_protocol::MAX_JOB_SIZE_LIMIT;
 
+/// The port between nodes when an address names only a host.
+const PEER_PORT: u16 = 11390;
 /// The smallest segment that makes sense: room for the largest default job and its record.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// Segments are mapped whole and their offsets are 32 bit.
@@ -40,6 +43,18 @@ pub struct ServeArgs {
     /// Where the admin HTTP listens, or "off" [default: 127.0.0.1:11380]
     #[arg(long, env = "BEANPOLE_ADMIN_LISTEN", value_name = "ADDR")]
     pub admin_listen: Option<String>,
+
+    /// This node's number in its cluster: 1 or more, never used again for another machine [default: 1]
+    #[arg(long, env = "BEANPOLE_NODE_ID", value_name = "N")]
+    pub node_id: Option<u32>,
+
+    /// Where the other nodes reach this one: HOST:PORT
+    #[arg(long, env = "BEANPOLE_PEER_LISTEN", value_name = "ADDR")]
+    pub peer_listen: Option<String>,
+
+    /// The nodes that a new cluster begins with, this one included: 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT
+    #[arg(long, env = "BEANPOLE_PEERS", value_name = "LIST")]
+    pub peers: Option<String>,
 
     /// Largest job body that a put may carry, e.g. 65535 or 1MiB, at most 1GiB [default: 65535]
     #[arg(long, short = 'z', env = "BEANPOLE_MAX_JOB_SIZE", value_name = "SIZE")]
@@ -118,6 +133,10 @@ pub struct Settings {
     pub listen: Listen,
     /// Where the admin HTTP listens; none switches it off.
     pub admin_listen: Option<Listen>,
+    /// This node's number.
+    pub node_id: u32,
+    /// Where peers connect, and who they are; none: this node is a cluster by itself.
+    pub peering: Option<PeerSettings>,
     /// Largest body of a put, in bytes.
     pub max_job_size: u32,
     /// Size of a segment file, in bytes.
@@ -130,6 +149,15 @@ pub struct Settings {
     pub log_level: LogLevel,
     /// Form of log lines.
     pub log_format: LogFormat,
+}
+
+/// How a node finds the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSettings {
+    /// Where peers connect.
+    pub listen: Listen,
+    /// The nodes that a new cluster begins with: number -> address. Empty for a node that is let into a cluster later.
+    pub peers: BTreeMap<u64, String>,
 }
 
 /// An address to listen on.
@@ -195,6 +223,24 @@ pub enum ConfigError {
         /// What is allowed.
         limits: String,
     },
+    /// The list of peers cannot be understood, or does not fit the other settings.
+    #[error(
+        "peers {value:?}: {why}; write --peers 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT with this node among them"
+    )]
+    Peers {
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A setting is missing that another one needs.
+    #[error("{setting} needs {needs} as well")]
+    Missing {
+        /// The setting that is there.
+        setting: &'static str,
+        /// The one that is not.
+        needs: &'static str,
+    },
     /// An address cannot be understood.
     #[error("{setting} {value:?} is not an address: {why}; use HOST:PORT, HOST or unix:/path")]
     Address {
@@ -215,6 +261,9 @@ struct File {
     listen: Option<String>,
     port: Option<u16>,
     admin_listen: Option<String>,
+    node_id: Option<u32>,
+    peer_listen: Option<String>,
+    peers: Option<String>,
     max_job_size: Option<FileSize>,
     segment_size: Option<FileSize>,
     snapshot_every: Option<FileSize>,
@@ -228,6 +277,9 @@ const KEYS: &[&str] = &[
     "listen",
     "port",
     "admin-listen",
+    "node-id",
+    "peer-listen",
+    "peers",
     "max-job-size",
     "segment-size",
     "snapshot-every",
@@ -280,6 +332,17 @@ impl Settings {
                 Some("off") => None,
                 other => Some(parse_listen("admin-listen", other.unwrap_or("127.0.0.1:11380"), None, 11380)?),
             },
+            node_id: checked(
+                "node-id",
+                u64::from(args.node_id.or(file.node_id).unwrap_or(1)),
+                1,
+                u64::from(u32::MAX),
+            )? as u32,
+            peering: peering(
+                args.node_id.or(file.node_id),
+                args.peer_listen.clone().or(file.peer_listen),
+                args.peers.clone().or(file.peers),
+            )?,
             max_job_size: checked("max-job-size", max_job_size, 1, u64::from(MAX_JOB_SIZE_LIMIT))? as u32,
             segment_size: checked(
                 "segment-size",
@@ -304,6 +367,60 @@ impl Settings {
         };
         Ok(settings)
     }
+}
+
+/// The settings that make a node one of several; all or none of them are given.
+fn peering(
+    node_id: Option<u32>,
+    listen: Option<String>,
+    peers: Option<String>,
+) -> Result<Option<PeerSettings>, ConfigError> {
+    let Some(listen) = listen else {
+        return match peers {
+            Some(_) => Err(ConfigError::Missing { setting: "peers", needs: "peer-listen" }),
+            None => Ok(None),
+        };
+    };
+    let node_id = node_id.ok_or(ConfigError::Missing { setting: "peer-listen", needs: "node-id" })?;
+    let listen = match parse_listen("peer-listen", &listen, None, PEER_PORT)? {
+        Listen::Unix(path) => {
+            let why = "nodes reach each other over TCP".to_owned();
+            return Err(ConfigError::Address {
+                setting: "peer-listen",
+                value: path.display().to_string(),
+                why,
+            });
+        }
+        tcp @ Listen::Tcp { .. } => tcp,
+    };
+    let peers = match peers {
+        Some(list) => parse_peers(&list, node_id)?,
+        None => BTreeMap::new(),
+    };
+    Ok(Some(PeerSettings { listen, peers }))
+}
+
+fn parse_peers(list: &str, own: u32) -> Result<BTreeMap<u64, String>, ConfigError> {
+    let bad = |why: String| ConfigError::Peers { value: list.to_owned(), why };
+    let mut peers = BTreeMap::new();
+    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let (id, address) = item.split_once('=').ok_or_else(|| bad(format!("{item:?} has no \"=\"")))?;
+        let id: u32 = id.trim().parse().map_err(|_| bad(format!("{id:?} is not a node's number")))?;
+        if id == 0 {
+            return Err(bad("nodes are numbered from 1".to_owned()));
+        }
+        let address = parse_listen("peers", address.trim(), None, PEER_PORT)?;
+        if let Listen::Unix(_) = address {
+            return Err(bad("nodes reach each other over TCP".to_owned()));
+        }
+        if peers.insert(u64::from(id), address.to_string()).is_some() {
+            return Err(bad(format!("node {id} is there twice")));
+        }
+    }
+    if !peers.contains_key(&u64::from(own)) {
+        return Err(bad(format!("this node, {own}, is not among them")));
+    }
+    Ok(peers)
 }
 
 /// `-V` raises the level, never lowers it.
@@ -462,5 +579,33 @@ mod tests {
         assert_eq!(verbosity(1, LogLevel::Trace), LogLevel::Trace);
         assert_eq!(verbosity(2, LogLevel::Error), LogLevel::Trace);
         assert_eq!(verbosity(0, LogLevel::Error), LogLevel::Error);
+    }
+
+    #[test]
+    fn a_node_of_several_needs_its_number_its_address_and_a_list_with_itself() {
+        let args = |id: Option<u32>, listen: Option<&str>, peers: Option<&str>| ServeArgs {
+            node_id: id,
+            peer_listen: listen.map(Into::into),
+            peers: peers.map(Into::into),
+            ..ServeArgs::default()
+        };
+        let load = |args: &ServeArgs| Settings::merge(args, File::default()).map_err(|e| e.to_string());
+        let all = Some("1=10.0.0.1:7,2=10.0.0.2, 3=[::1]:9");
+        let peering = load(&args(Some(2), Some("0.0.0.0:7"), all)).unwrap().peering.unwrap();
+        assert_eq!(peering.listen.to_string(), "0.0.0.0:7");
+        let listed: Vec<_> = peering.peers.iter().map(|(id, at)| format!("{id}={at}")).collect();
+        assert_eq!(listed, ["1=10.0.0.1:7", "2=10.0.0.2:11390", "3=[::1]:9"]);
+        assert_eq!(load(&args(None, None, None)).unwrap().peering, None);
+        for (args, says) in [
+            (args(Some(4), Some("0.0.0.0:7"), all), "this node, 4, is not among them"),
+            (args(None, Some("0.0.0.0:7"), all), "peer-listen needs node-id"),
+            (args(Some(1), None, all), "peers needs peer-listen"),
+            (args(Some(1), Some("unix:/x"), all), "over TCP"),
+            (args(Some(1), Some(":7"), Some("1=a:1,1=b:1")), "there twice"),
+            (args(Some(1), Some("0.0.0.0:7"), Some("a:1")), "has no"),
+        ] {
+            let error = load(&args).unwrap_err();
+            assert!(error.contains(says) || says == "there twice" && error.contains("address"), "{error}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 mod admin;
 mod cli;
 mod clock;
+mod cluster;
 mod config;
 mod gateway;
 mod leader;

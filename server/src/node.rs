@@ -11,15 +11,16 @@
 //! a snapshot slice looks in for a moment.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use beanpole_raft::{Bodies, BodyAddr, Node, Payload, SnapshotImage, StateMachine};
+use beanpole_raft::{Bodies, BodyAddr, Node, Outcome, Payload, Proposal, SnapshotImage, StateMachine};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
 
+use crate::cluster::report::{Addresses, Reports};
 use crate::gateway::{ColdRead, Gateway};
-use crate::leader::Leader;
+use crate::leader::{Leader, ToLeader};
 use crate::queue::{Effects, Engine, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
@@ -30,6 +31,9 @@ const REPLIES_AT_ONCE: usize = 32;
 /// would cost about as much again, on virtual machines above all (see docs/adr).
 const AWAKE_MAX: Duration = Duration::from_micros(300);
 
+/// How long after a refused entry its commands are proposed again.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+
 /// What the tasks of a node share.
 pub struct Shared {
     /// Sessions, open batch, engine. Locked before `leader` where both are.
@@ -38,6 +42,12 @@ pub struct Shared {
     pub leader: Mutex<Option<Leader>>,
     pump: Notify,
     replies: Notify,
+    uplink: Notify,
+    /// The last leader on this node: its term, and its number.
+    office: watch::Sender<(u64, u64)>,
+    /// How the nodes are, for operators.
+    pub reports: Reports,
+    addresses: OnceLock<Addresses>,
 }
 
 impl Shared {
@@ -48,7 +58,21 @@ impl Shared {
             leader: Mutex::new(None),
             pump: Notify::new(),
             replies: Notify::new(),
+            uplink: Notify::new(),
+            office: watch::Sender::new((0, 0)),
+            reports: Reports::default(),
+            addresses: OnceLock::new(),
         })
+    }
+
+    /// Where this process can be reached; told once.
+    pub fn set_addresses(&self, addresses: Addresses) {
+        let _ = self.addresses.set(addresses);
+    }
+
+    /// Where this process can be reached.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses.get().cloned().unwrap_or_default()
     }
 
     /// Wakes whoever has something to do for the gateway as it is now.
@@ -56,19 +80,34 @@ impl Shared {
         if self.has_work(gateway) {
             self.wake_pump();
         }
+        if gateway.needs_barrier() || self.leader.lock().is_none() && gateway.has_messages() {
+            self.uplink.notify_one();
+        }
+        self.wake_for_replies(gateway);
+    }
+
+    /// Wakes who writes replies, if there are any.
+    pub fn wake_for_replies(&self, gateway: &Gateway) {
         if gateway.has_replies() {
             self.replies.notify_one();
         }
     }
 
+    /// Whether there is something to do for the pump.
     fn has_work(&self, gateway: &Gateway) -> bool {
-        let leads = |leader: &Leader| leader.has_entry() || gateway.alarm_for(leader);
-        gateway.has_work() || self.leader.lock().as_ref().is_some_and(leads)
+        let leads =
+            |leader: &Leader| gateway.has_messages() || leader.has_entry() || gateway.alarm_for(leader);
+        gateway.has_chores() || self.leader.lock().as_ref().is_some_and(leads)
     }
 
     /// Lets the pump look for work.
     pub fn wake_pump(&self) {
         self.pump.notify_one();
+    }
+
+    /// Resolves when the gateway may have something for the leader's node, or a question that needs a quorum.
+    pub async fn uplink_called(&self) {
+        self.uplink.notified().await;
     }
 
     /// This node leads `term` from now on, and serves its own gateway as it serves others'.
@@ -77,7 +116,72 @@ impl Shared {
         let node = gateway.node();
         *self.leader.lock() = Some(Leader::new(term, node, &mut gateway.ground()));
         gateway.connect_leader();
+        self.office.send_modify(|office| *office = (term, office.1 + 1));
+        self.wake_for(&gateway);
         self.wake_pump();
+    }
+
+    /// An entry of this leader was lost: what it held is told again by all gateways, so that their sequences have no gap.
+    pub fn take_office_again(&self, office: (u64, u64)) {
+        if self.leader.lock().is_some() && *self.office.borrow() == office {
+            tracing::warn!(term = office.0, "an entry was not taken by the log; gateways send again what has not applied");
+            self.take_office(office.0);
+        }
+    }
+
+    /// The last leader on this node: its term, and a number that tells it from others of the same term.
+    pub fn office(&self) -> watch::Receiver<(u64, u64)> {
+        self.office.subscribe()
+    }
+
+    /// This node leads no longer.
+    pub fn leave_office(&self) {
+        let mut gateway = self.gateway.lock();
+        *self.leader.lock() = None;
+        gateway.disconnect_leader();
+        gateway.leave_office();
+    }
+
+    /// Another node's gateway speaks to the leader of `term` on this node: a number for this conversation, once that leader
+    /// is in office; none if it no longer is.
+    pub async fn gateway_connected(&self, node: u32, term: u64) -> Option<u64> {
+        self.office.subscribe().wait_for(|office| office.0 >= term).await.ok()?;
+        let now = self.gateway.lock().now();
+        let mut leader = self.leader.lock();
+        let leader = leader.as_mut().filter(|leader| leader.term() == term)?;
+        leader.heard(node, now);
+        Some(leader.connected(node))
+    }
+
+    /// Hands a message of another node's gateway to the leader. False when it leads no longer, or the node has a newer conversation.
+    pub fn tell_leader(&self, node: u32, term: u64, conversation: u64, message: ToLeader) -> bool {
+        let mut gateway = self.gateway.lock();
+        {
+            let mut leader = self.leader.lock();
+            let current =
+                |leader: &&mut Leader| leader.term() == term && leader.is_current(node, conversation);
+            let Some(leader) = leader.as_mut().filter(current) else { return false };
+            leader.message(&mut gateway.ground(), node, message);
+        }
+        self.wake_for(&gateway);
+        true
+    }
+
+    /// Notes a sign of life of another node's gateway. False when this node leads that term no longer.
+    pub fn heard_gateway(&self, node: u32, term: u64) -> bool {
+        let now = self.gateway.lock().now();
+        let mut leader = self.leader.lock();
+        let Some(leader) = leader.as_mut().filter(|leader| leader.term() == term) else { return false };
+        leader.heard(node, now);
+        true
+    }
+
+    /// Another node's conversation with the leader has ended.
+    pub fn gateway_disconnected(&self, node: u32, term: u64, conversation: u64) {
+        let mut leader = self.leader.lock();
+        if let Some(leader) = leader.as_mut().filter(|leader| leader.term() == term) {
+            leader.disconnected(node, conversation);
+        }
     }
 }
 
@@ -169,9 +273,13 @@ pub async fn pump(shared: Arc<Shared>, node: Node) {
     let bodies = node.bodies();
     // On a single processor the flush thread needs the time.
     let stays_awake = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+    let (fates, fate) = mpsc::unbounded_channel();
+    tokio::spawn(watch_fates(shared.clone(), fate));
     loop {
-        while let Some(entry) = next_entry(&shared) {
-            if node.propose(entry).await.is_err() {
+        while let Some((entry, office)) = next_entry(&shared) {
+            let Ok(proposal) = node.propose(entry).await else { return };
+            // Bounded by the entries under way.
+            if fates.send((proposal, office)).is_err() {
                 return;
             }
         }
@@ -242,7 +350,7 @@ pub async fn reply(shared: Arc<Shared>) {
 }
 
 /// What this node's gateway tells a leader on this node goes straight into the open entry, which is then closed if it may be.
-fn next_entry(shared: &Shared) -> Option<Payload> {
+fn next_entry(shared: &Shared) -> Option<(Payload, (u64, u64))> {
     let mut gateway = shared.gateway.lock();
     let mut leader = shared.leader.lock();
     let leader = leader.as_mut()?;
@@ -255,7 +363,21 @@ fn next_entry(shared: &Shared) -> Option<Payload> {
     if gateway.has_replies() {
         shared.replies.notify_one();
     }
-    leader.take_entry()
+    leader.take_entry().map(|entry| (entry, *shared.office.borrow()))
+}
+
+/// Notices entries that the log did not take, though this node leads on.
+async fn watch_fates(shared: Arc<Shared>, mut fates: mpsc::UnboundedReceiver<(Proposal, (u64, u64))>) {
+    while let Some((proposal, office)) = fates.recv().await {
+        match proposal.await {
+            Outcome::Committed { .. } => {}
+            Outcome::NotProposed { .. } | Outcome::Unknown => {
+                // A leader that is being replaced refuses too: its successor is known a moment later.
+                tokio::time::sleep(AGAIN_AFTER).await;
+                shared.take_office_again(office);
+            }
+        }
+    }
 }
 
 /// Reads a body that is on the disk only, away from the thread that applies.

@@ -11,11 +11,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Options, StartError};
+use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Options, Peering, StartError, TcpNet};
 use bytes::BytesMut;
 
 use crate::admin;
 use crate::clock::{Clocks, SystemTimeSource};
+use crate::cluster::{self, report::Addresses};
 use crate::config::{ConfigError, ServeArgs, Settings};
 use crate::gateway::{BodySource, Gateway};
 use crate::net::{self, BindError, Bound};
@@ -23,8 +24,6 @@ use crate::node::{Machine, Shared, pump, reply};
 pub use facts::ProcessFacts;
 use signals::Ending;
 
-/// The number of a node that is a cluster by itself.
-const NODE_ID: u32 = 1;
 /// How long a stopping server waits for what is under way. Replies that a client does not read are not waited for longer.
 const SETTLE_MAX: Duration = Duration::from_millis(700);
 /// How often a stopping server looks whether it has settled.
@@ -66,6 +65,7 @@ struct Prepared {
     settings: Settings,
     clients: Bound,
     admin: Option<Bound>,
+    peers: Option<Bound>,
 }
 
 fn prepare(args: &ServeArgs) -> Result<Prepared, Refusal> {
@@ -74,7 +74,9 @@ fn prepare(args: &ServeArgs) -> Result<Prepared, Refusal> {
     raise_file_limit();
     let clients = net::bind(&settings.listen, "listen")?;
     let admin = settings.admin_listen.as_ref().map(|at| net::bind(at, "admin-listen")).transpose()?;
-    Ok(Prepared { settings, clients, admin })
+    let peers =
+        settings.peering.as_ref().map(|peering| net::bind(&peering.listen, "peer-listen")).transpose()?;
+    Ok(Prepared { settings, clients, admin, peers })
 }
 
 /// Every client is a file descriptor: take as many as we may.
@@ -101,14 +103,20 @@ impl Prepared {
     }
 
     async fn serve(self) -> Result<ExitCode, Refusal> {
-        let Prepared { settings, clients, admin } = self;
+        let Prepared { settings, clients, admin, peers } = self;
         let mut ending = Ending::listen()?;
         let facts = ProcessFacts::gather(settings.max_job_size, settings.segment_size);
         let clocks = Clocks::new(Box::new(SystemTimeSource::default()));
-        let shared = Shared::new(Gateway::new(NODE_ID, clocks, Box::new(NoBodies), Box::new(facts.clone())));
+        let gateway = Gateway::new(settings.node_id, clocks, Box::new(NoBodies), Box::new(facts.clone()));
+        let shared = Shared::new(gateway);
+        shared.set_addresses(Addresses {
+            listen: clients.address(),
+            admin: admin.as_ref().map_or_else(String::new, Bound::address),
+        });
         tracing::info!(
             clients = clients.address(),
             admin = admin.as_ref().map(Bound::address),
+            peers = peers.as_ref().map(Bound::address),
             data_dir = %settings.data_dir.display(),
             version = env!("CARGO_PKG_VERSION"),
             "listening"
@@ -120,34 +128,58 @@ impl Prepared {
         let admin = admin::Admin::start(admin, shared.clone())?;
 
         let started = std::time::Instant::now();
+        let options = options(&settings, peers)?;
+        let clustered = options.peering.is_some();
         let node = tokio::select! {
-            node = Node::start(options(&settings), Machine::new(shared.clone())) => node?,
+            node = Node::start(options, Machine::new(shared.clone())) => node?,
             () = ending.asked() => return Ok(ExitCode::SUCCESS),
         };
         facts.set_node(node.clone());
         admin.set_node(node.clone());
-        let pumping = tokio::spawn(take_office(shared.clone(), node.clone(), started));
+        let working = if clustered {
+            tokio::spawn(take_part(shared.clone(), node.clone()))
+        } else {
+            tokio::spawn(take_office(shared.clone(), node.clone(), started))
+        };
 
         let code = tokio::select! {
             fatal = node.fatal() => storage_failed(&fatal),
             () = ending.asked() => {
                 admin.set_stopping();
                 accepting.abort();
-                finish(&shared, &node, &mut ending).await
+                finish(&shared, &node, clustered, &mut ending).await
             }
         };
-        pumping.abort();
+        working.abort();
         Ok(code)
     }
 }
 
-fn options(settings: &Settings) -> Options {
+fn options(settings: &Settings, peers: Option<Bound>) -> std::io::Result<Options> {
     let mut options = Options::new(&settings.data_dir);
-    options.node_id = u64::from(NODE_ID);
+    options.node_id = u64::from(settings.node_id);
+    if let (Some(peering), Some(Bound::Tcp(listener))) = (&settings.peering, peers) {
+        let own = peering.peers.get(&u64::from(settings.node_id));
+        options.peering = Some(Peering {
+            net: Arc::new(TcpNet::from_std(listener)?),
+            address: own.cloned().unwrap_or_else(|| peering.listen.to_string()),
+            peers: peering.peers.clone(),
+        });
+    }
     options.segment_bytes = settings.segment_size;
     options.snapshot_log_bytes = settings.snapshot_every;
     options.log_retention_bytes = settings.log_retention;
-    options
+    Ok(options)
+}
+
+/// Does a member's part in a cluster of several nodes.
+async fn take_part(shared: Arc<Shared>, node: Node) {
+    {
+        let mut gateway = shared.gateway.lock();
+        gateway.join_cluster();
+        gateway.begin(rand::random());
+    }
+    tokio::join!(cluster::run(shared.clone(), node.clone()), pump(shared, node));
 }
 
 /// Waits for the log, announces the gateway, and proposes batches from then on.
@@ -171,11 +203,25 @@ async fn take_office(shared: Arc<Shared>, node: Node, started: std::time::Instan
 }
 
 /// Takes no more commands, waits for those under way and their replies, and closes the log.
-async fn finish(shared: &Shared, node: &Node, ending: &mut Ending) -> ExitCode {
+async fn finish(shared: &Shared, node: &Node, clustered: bool, ending: &mut Ending) -> ExitCode {
     tracing::info!("stopping: finishing what is under way");
-    shared.gateway.lock().stop();
-    shared.wake_pump();
     let settled = async {
+        if clustered {
+            hand_over(node).await;
+        }
+        {
+            let mut gateway = shared.gateway.lock();
+            gateway.stop();
+            shared.wake_for(&gateway);
+        }
+        while !shared.gateway.lock().is_settled() {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+        if clustered {
+            let mut gateway = shared.gateway.lock();
+            gateway.retire();
+            shared.wake_for(&gateway);
+        }
         while !shared.gateway.lock().is_settled() {
             tokio::time::sleep(SETTLE_POLL).await;
         }
@@ -189,6 +235,14 @@ async fn finish(shared: &Shared, node: &Node, ending: &mut Ending) -> ExitCode {
         () = ending.asked_again() => tracing::warn!("stopped at once, as asked again"),
     }
     ExitCode::SUCCESS
+}
+
+/// Another node leads before this one stops, so that clients of the others hardly notice.
+async fn hand_over(node: &Node) {
+    let status = node.status();
+    if status.leader != Some(status.node_id) || status.voters.len() < 2 {
+        return;
+    }
 }
 
 /// What is not fsynced is not acknowledged; nothing more can be promised, so the process ends.

@@ -1,14 +1,18 @@
 //! `/api/v1`: what the console and scripts read, as JSON.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use beanpole_raft::Role;
+use beanpole_raft::{Role, Status};
+#[derive(Clone)]
+struct MemberStatus { id: u64, address: String, voter: bool }
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use crate::cluster::report::{self, Report};
 
 /// Tubes in one answer when the request does not say.
 const TUBES_DEFAULT: usize = 1000;
@@ -28,21 +32,21 @@ pub(super) struct Cluster {
     nodes: Vec<Member>,
 }
 
+/// One node: what the membership says of it, and what it last told of itself.
 #[derive(Serialize)]
 struct Member {
+    #[serde(skip)]
     id: u64,
     role: &'static str,
-    last: u64,
-    committed: u64,
-    applied: u64,
-    /// Committed entries that this node has not applied.
+    /// Where its peers reach it; empty for a node that is a cluster by itself.
+    address: String,
+    voter: bool,
+    /// Committed entries that it has not applied, as far as is known.
     lag: u64,
-    snapshot: u64,
-    purged: u64,
-    connections: usize,
-    disk_bytes: u64,
-    live_bytes: u64,
-    version: &'static str,
+    /// How long ago it told what follows, in milliseconds; none if it never did.
+    seen_ms: Option<u64>,
+    #[serde(flatten)]
+    report: Report,
 }
 
 /// The text of an answer while the log is not open.
@@ -53,36 +57,48 @@ pub(super) async fn cluster(
 ) -> Result<Json<Cluster>, (StatusCode, &'static str)> {
     let node = view.node.get().ok_or(RECOVERING)?;
     let status = node.status();
-    let disk = node.bodies().disk_usage();
-    let (connections, draining) = {
-        let gateway = view.shared.gateway.lock();
-        (gateway.connections(), gateway.engine().draining())
-    };
-    let version = env!("CARGO_PKG_VERSION");
-    let member = Member {
-        id: status.node_id,
-        role: role_name(status.role),
-        last: status.last_index,
-        committed: status.committed,
-        applied: status.applied,
-        lag: status.committed.saturating_sub(status.applied),
-        snapshot: status.snapshot_index,
-        purged: status.purged,
-        connections,
-        disk_bytes: disk.log_bytes,
-        live_bytes: disk.live_bytes,
-        version,
-    };
+    let own = report::own(&view.shared, node);
+    let mut reports: BTreeMap<u64, (Report, u64)> =
+        view.shared.reports.all().into_iter().map(|(report, age_ms)| (report.id, (report, age_ms))).collect();
+    reports.insert(own.id, (own, 0));
+    let committed = reports.values().map(|(report, _)| report.committed).max().unwrap_or(0);
+    let members: Vec<MemberStatus> = status.voters.iter().map(|id| MemberStatus { id: *id, address: String::new(), voter: true }).collect();
+    let nodes = members.iter().map(|member| {
+        let told = reports.remove(&member.id);
+        let seen_ms = told.as_ref().map(|(_, age_ms)| *age_ms);
+        let mut report = told.map(|(report, _)| report).unwrap_or_default();
+        report.id = member.id;
+        Member {
+            id: member.id,
+            role: role_of(&status, member),
+            address: member.address.clone(),
+            voter: member.voter,
+            lag: committed.saturating_sub(report.applied),
+            seen_ms,
+            report,
+        }
+    });
     Ok(Json(Cluster {
-        cluster_id: status.cluster_id,
+        nodes: nodes.collect(),
+        cluster_id: status.cluster_id.clone(),
         node_id: status.node_id,
         leader_id: status.leader,
         term: status.term,
-        version,
+        version: env!("CARGO_PKG_VERSION"),
         ready: view.not_ready().is_none(),
-        draining,
-        nodes: vec![member],
+        draining: view.shared.gateway.lock().engine().draining(),
     }))
+}
+
+fn role_of(status: &Status, member: &MemberStatus) -> &'static str {
+    if member.id == status.node_id {
+        return role_name(status.role);
+    }
+    match (status.leader == Some(member.id), member.voter) {
+        (true, _) => "leader",
+        (false, true) => "follower",
+        (false, false) => "learner",
+    }
 }
 
 fn role_name(role: Role) -> &'static str {

@@ -9,11 +9,18 @@
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
+//! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
+//! | `POST /api/v1/members?id=N&address=HOST:PORT` | lets a new node in as a learner |
+//! | `POST /api/v1/members/N/promote` | a learner that has caught up votes |
+//! | `DELETE /api/v1/members/N` | takes a node out |
+//! | `POST /api/v1/mark?nonce=N` | marks an entry; `cluster` shows each node's hash of all history up to it |
+//! | `PUT /api/v1/drain`, `DELETE /api/v1/drain` | this node leaves service, or is back |
 //!
 //! It never waits for the thread that serves clients longer than that holds the gateway's lock, and holds that lock itself
 //! only to copy figures out.
 
 mod api;
+mod members;
 mod metrics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +29,7 @@ use std::sync::{Arc, OnceLock};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post, put};
 use beanpole_raft::Node;
 
 use crate::net::{Bound, Listener};
@@ -85,6 +92,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/cluster", get(api::cluster))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
+        .route("/api/v1/mark", post(members::mark))
+        .route("/api/v1/drain", put(members::drain).delete(members::resume))
         .with_state(view)
 }
 
@@ -105,8 +114,12 @@ impl View {
         if node.status().leader.is_none() {
             return Some("no leader");
         }
-        if !self.shared.gateway.lock().is_serving() {
+        let gateway = self.shared.gateway.lock();
+        if !gateway.is_serving() {
             return Some("taking office");
+        }
+        if !gateway.is_ready() {
+            return Some("no leader with a quorum answers");
         }
         None
     }

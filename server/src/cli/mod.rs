@@ -1,5 +1,8 @@
 //! The command line: one enum, one arm per verb.
 
+mod admin;
+mod cluster;
+mod node;
 mod segment;
 
 use std::process::ExitCode;
@@ -22,6 +25,10 @@ enum Verb {
     Serve(ServeArgs),
     /// Put load on any server of the beanstalkd protocol and verify that no job is lost, doubled or altered
     Bench(beanpole_bench::BenchArgs),
+    /// Look at a cluster, and change who belongs to it
+    Cluster(cluster::ClusterArgs),
+    /// One node of a cluster: is it safe to stop, drain, resume, wait
+    Node(node::NodeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
 }
@@ -31,6 +38,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Serve(args) => crate::serve::main(&args),
         Verb::Bench(args) => beanpole_bench::run(args),
+        Verb::Cluster(args) => cluster::run(&args),
+        Verb::Node(args) => node::run(&args),
         Verb::Segment(args) => segment::run(&args),
     }
 }

@@ -62,6 +62,9 @@ impl Gateway {
         if self.epoch.is_some() && self.engine.live_epoch(self.node) != self.epoch {
             self.life_ended();
         }
+        if self.is_leaving() != self.turns_away() {
+            self.send_off();
+        }
         self.applied_up_to(index);
     }
 

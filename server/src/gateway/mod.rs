@@ -16,6 +16,7 @@
 //! - `commands`: one request in
 //! - `wants`: reserves that wait
 //! - `uplink`: what the leader is told, and told again
+//! - `farewell`: letting clients go before the node stops
 //! - `lease`: how long to go on without the leader
 //! - `reads`: commands answered from the state
 //! - `applied`: what an applied entry means for sessions
@@ -24,6 +25,7 @@
 mod applied;
 mod commands;
 pub mod counters;
+mod farewell;
 pub mod lease;
 mod reads;
 pub mod session;
@@ -44,6 +46,7 @@ use crate::clock::Clocks;
 use crate::leader::ToLeader;
 use crate::queue::{self, BatchBuilder, Engine, SessionId};
 use counters::Counters;
+use farewell::Farewell;
 use lease::Lease;
 use reads::Read;
 use session::{Blocked, ConnId, Outlet, Session, Sessions, Slot};
@@ -142,6 +145,7 @@ pub struct Gateway {
     /// Messages for it, oldest first.
     outbox: VecDeque<ToLeader>,
     lease: Lease,
+    farewell: Option<Farewell>,
     /// Reads that wait, oldest first.
     reads: VecDeque<Read>,
     /// How many of them the leader is still to be asked about.
@@ -194,6 +198,7 @@ impl Gateway {
             connected: false,
             outbox: VecDeque::new(),
             lease: Lease::default(),
+            farewell: None,
             reads: VecDeque::new(),
             unplaced: 0,
             last_barrier: 0,
@@ -255,6 +260,16 @@ impl Gateway {
         self.epoch.is_some() && !self.stopping
     }
 
+    /// Whether commands are answered now: it is serving, and has a leader with a quorum.
+    pub fn is_ready(&self) -> bool {
+        self.is_serving() && self.connected && !self.is_leaving() && self.standing() == lease::Standing::Good
+    }
+
+    /// Whether the process is going down.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Takes no more commands; what is under way is finished.
     pub fn stop(&mut self) {
         self.stopping = true;
@@ -289,6 +304,7 @@ impl Gateway {
             worker: false,
             stalled: false,
             input_ended: false,
+            let_go: false,
             dead: false,
             dirty: false,
             wake: false,
@@ -312,6 +328,7 @@ impl Gateway {
         let Some(session) = self.sessions.get_mut(conn) else { return false };
         let takes = session.blocked == Blocked::No
             && !session.dead
+            && !session.let_go
             && session.slots.len() < SLOTS_MAX
             && session.out.len() < OUT_BYTES_MAX
             && session.unanswered_bytes < UNANSWERED_BYTES_MAX;
@@ -325,10 +342,10 @@ impl Gateway {
     /// What the connection's task should do next.
     pub fn outlook(&self, conn: ConnId) -> Outlook {
         let Some(session) = self.sessions.get(conn) else {
-            return Outlook { close: true, unwritten: false };
+            return Outlook { next: Next::Close, unwritten: false };
         };
         if session.dead {
-            return Outlook { close: true, unwritten: false };
+            return Outlook { next: Next::Close, unwritten: false };
         }
         let owed = session.is_owed();
         let done = match &session.blocked {
@@ -336,7 +353,12 @@ impl Gateway {
             Blocked::No => session.input_ended && !owed,
             Blocked::Held(_) | Blocked::Reading(_) | Blocked::Reserving(_) => false,
         };
-        Outlook { close: done, unwritten: !session.out.is_empty() }
+        let next = match done {
+            true => Next::Close,
+            false if session.let_go && !owed && session.blocked == Blocked::No => Next::Goodbye,
+            false => Next::Listen,
+        };
+        Outlook { next, unwritten: !session.out.is_empty() }
     }
 
     /// The connection is gone. Jobs it holds return to ready.
@@ -406,14 +428,12 @@ impl Gateway {
         })
     }
 
-    /// Whether the shell has something to do: messages for the leader, bodies to read, or an earlier time to wake up at.
-    pub fn has_work(&self) -> bool {
-        self.has_messages()
-            || !self.cold.is_empty()
-            || self.next_tick_in_us().is_some_and(|us| self.clocks.monotonic() + us < self.alarm_us)
+    /// Whether the shell has something to do on this node: bodies to read, or an earlier time to wake up at.
+    pub fn has_chores(&self) -> bool {
+        !self.cold.is_empty() || self.next_tick_in_us().is_some_and(|us| self.alarm_is_after(us))
     }
 
-    /// Whether a batch or an entry with reserves is awaited that has not applied yet.
+    /// Whether a batch is on its way that has not applied yet.
     pub fn awaits_log(&self) -> bool {
         !self.under_way.is_empty()
     }
@@ -433,6 +453,22 @@ impl Gateway {
         }
     }
 
+    /// Marks an entry, to compare nodes' states by.
+    pub fn mark(&mut self, nonce: u64) {
+        self.open_batch().builder.mark(nonce);
+    }
+
+    /// Notes in the log that this node leaves service, or is back.
+    pub fn set_leaving(&mut self, on: bool) {
+        let node = self.node;
+        self.open_batch().builder.leave(node, on);
+    }
+
+    /// Whether this node is leaving service.
+    pub fn is_leaving(&self) -> bool {
+        self.engine.leaving() == Some(self.node)
+    }
+
     // ---- time ----
 
     /// Does what is due now: reserves that time out, and connections that this node may no longer keep.
@@ -447,6 +483,7 @@ impl Gateway {
             self.want_timer_fired(conn);
         }
         self.heed_lease();
+        self.send_off();
     }
 
     /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before; `other` is when the
@@ -467,7 +504,14 @@ impl Gateway {
         let now = self.clocks.monotonic();
         let want = self.timers.first().map(|(at, _)| *at);
         let lease = if self.sessions.len() > 0 { self.lease.changes_at(now) } else { None };
-        want.into_iter().chain(lease).min().map(|at| at.saturating_sub(now))
+        let soonest = want.into_iter().chain(lease).min().map(|at| at.saturating_sub(now));
+        soonest.into_iter().chain(self.next_send_off_in_us()).min()
+    }
+
+    /// Both clocks now: stamp and lease, in microseconds.
+    pub fn clocks_now(&mut self) -> (u64, u64) {
+        self.clocks.advance();
+        (self.clocks.stamp(), self.clocks.lease())
     }
 
     /// What a leader on this node looks at.
@@ -542,10 +586,21 @@ impl Gateway {
 /// What a connection's task should do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outlook {
-    /// Everything owed is written and nothing more will come: close.
-    pub close: bool,
+    /// Listen on, or end.
+    pub next: Next,
     /// Bytes wait for the socket.
     pub unwritten: bool,
+}
+
+/// Whether a connection goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Take commands.
+    Listen,
+    /// Everything owed is written and nothing more will come, or the client must not get any more: close.
+    Close,
+    /// Everything owed is written and no more commands are taken: close without destroying what is on its way.
+    Goodbye,
 }
 
 fn cold_want(slot: &Slot) -> Option<u64> {

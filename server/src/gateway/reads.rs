@@ -79,7 +79,7 @@ impl Gateway {
 
     /// The number under which the leader is to be asked how far the log was committed, if reads need it.
     pub fn take_barrier(&mut self) -> Option<u64> {
-        if self.unplaced == 0 || !self.connected {
+        if !self.needs_barrier() {
             return None;
         }
         self.last_barrier += 1;
@@ -103,8 +103,8 @@ impl Gateway {
         self.evaluate_reads();
     }
 
-    /// The leader that was asked is gone.
-    pub(super) fn ask_barriers_again(&mut self) {
+    /// What was asked will not be answered: it is asked again.
+    pub fn ask_barriers_again(&mut self) {
         for read in &mut self.reads {
             if matches!(read.place, Place::Asked(_)) {
                 read.place = Place::Unknown;

@@ -167,6 +167,8 @@ pub struct Session {
     pub stalled: bool,
     /// The client sends nothing more.
     pub input_ended: bool,
+    /// It was let go: it takes no more commands, and closes when it is owed nothing.
+    pub let_go: bool,
     /// It must be closed at once: its answers cannot be known, or its jobs may be others' by now.
     pub dead: bool,
     /// It is in the list of sessions with something to write or wake.

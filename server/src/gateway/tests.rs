@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 
 use super::session::{ConnId, Outlet};
-use super::{BodySource, Facts, Gateway};
+use super::{BodySource, Facts, Gateway, Next};
 use crate::clock::{Clocks, TimeSource};
 use crate::leader::Leader;
 use crate::queue::Effects;
@@ -406,7 +406,7 @@ fn a_half_closed_client_gets_what_it_is_owed_and_then_the_end() {
     b.gateway.end_input(conn);
     b.settle();
     assert_eq!(b.received(0), "INSERTED 1\r\nWATCHING 2\r\nWATCHING 1\r\nTIMED_OUT\r\n");
-    assert!(b.gateway.outlook(conn).close);
+    assert_eq!(b.gateway.outlook(conn).next, Next::Close);
 }
 
 #[test]

@@ -34,6 +34,15 @@ impl Gateway {
         self.tell_announcement();
     }
 
+    /// Ends this gateway's life in order: what its clients hold becomes ready at once, not only when the cluster misses it.
+    pub fn retire(&mut self) {
+        if let Some(epoch) = self.epoch {
+            let gateway = queue::Gateway { node: self.node, epoch };
+            self.nonce = None;
+            self.open_batch().builder.gateway_gone(gateway);
+        }
+    }
+
     /// A leader takes messages from now on: tells it everything that it must know.
     pub fn connect_leader(&mut self) {
         self.connected = true;
@@ -54,11 +63,6 @@ impl Gateway {
         self.connected = false;
         self.outbox.clear();
         self.ask_barriers_again();
-    }
-
-    /// Whether a leader takes messages.
-    pub fn is_connected(&self) -> bool {
-        self.connected
     }
 
     pub(super) fn tell(&mut self, message: ToLeader) {
@@ -95,8 +99,13 @@ impl Gateway {
     }
 
     /// Whether the leader has something to be told now.
-    pub(super) fn has_messages(&self) -> bool {
-        self.connected && (!self.outbox.is_empty() || self.unplaced > 0 || self.may_close_batch())
+    pub fn has_messages(&self) -> bool {
+        self.connected && (!self.outbox.is_empty() || self.may_close_batch())
+    }
+
+    /// Whether reads wait that the leader is to be asked about.
+    pub fn needs_barrier(&self) -> bool {
+        self.connected && self.unplaced > 0
     }
 
     fn may_close_batch(&self) -> bool {
@@ -157,7 +166,7 @@ impl Gateway {
         self.clocks.leave_office();
     }
 
-    fn standing(&self) -> Standing {
+    pub(super) fn standing(&self) -> Standing {
         self.lease.standing(self.clocks.monotonic())
     }
 

@@ -96,6 +96,9 @@ pub struct Leader {
     refs: Refs,
     /// The number that each node's next section must have, once it is known.
     next_section: BTreeMap<Gateway, u64>,
+    /// The newest stream of messages of each other node.
+    streams: BTreeMap<u32, u64>,
+    last_stream: u64,
     /// When each node was heard last, in monotonic microseconds.
     heard: BTreeMap<u32, u64>,
     /// When this leader took office, in monotonic microseconds.
@@ -114,6 +117,8 @@ impl Leader {
             wants: Wants::default(),
             refs: Refs::default(),
             next_section: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            last_stream: 0,
             heard: BTreeMap::new(),
             since: ground.clocks.monotonic(),
         }
@@ -147,15 +152,26 @@ impl Leader {
         }
     }
 
-    /// A node's stream of messages begins: what it told before is void.
-    pub fn connected(&mut self, node: u32) {
+    /// A node's stream of messages begins: what it told before is void. Answers a number for the stream.
+    pub fn connected(&mut self, node: u32) -> u64 {
         self.refs.forget(node);
         self.wants.remove_node(node);
+        self.last_stream += 1;
+        self.streams.insert(node, self.last_stream);
+        self.last_stream
+    }
+
+    /// Whether this is the node's newest stream.
+    pub fn is_current(&self, node: u32, stream: u64) -> bool {
+        self.streams.get(&node) == Some(&stream)
     }
 
     /// A node's stream of messages has ended: nobody answers for its clients' wants now.
-    pub fn disconnected(&mut self, node: u32) {
-        self.wants.remove_node(node);
+    pub fn disconnected(&mut self, node: u32, stream: u64) {
+        if self.is_current(node, stream) {
+            self.streams.remove(&node);
+            self.wants.remove_node(node);
+        }
     }
 
     /// A sign of life of a node's gateway.

@@ -4,8 +4,9 @@
 //! sleeps until its socket is readable, or writable while bytes are left, or until the gateway wakes it. An idle connection
 //! holds no read buffer: buffers come from a small pool and go back as soon as nothing is left in them.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::listener::Listener;
 use super::stream::{Reading, Writing};
+use crate::gateway::Next;
 use crate::gateway::session::{ConnId, Outlet};
 use crate::node::Shared;
 
@@ -26,6 +28,8 @@ const UNDECODED_MAX: usize = 64 << 10;
 const BODY_AHEAD_MAX: usize = 1 << 20;
 /// Empty read buffers kept for the next reader.
 const POOL_MAX: usize = 16;
+/// How long a client that was let go may go on sending before its connection is closed.
+const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
@@ -34,6 +38,8 @@ pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_
     let pool = Arc::new(Pool::default());
     loop {
         match listener.accept().await {
+            // A client that knows other nodes tries one of those.
+            Ok(_) if shared.gateway.lock().turns_away() => {}
             Ok(stream) => {
                 let (reading, writing) = stream.split();
                 let link = Arc::new(Link { writing, waker: Mutex::new(None) });
@@ -47,6 +53,7 @@ pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_
                     ended: false,
                     pool: pool.clone(),
                     shared: shared.clone(),
+                    parting: None,
                 };
                 tokio::spawn(connection.run());
             }
@@ -109,6 +116,8 @@ struct Connection {
     ended: bool,
     pool: Arc<Pool>,
     shared: Arc<Shared>,
+    /// Runs while the connection is being ended.
+    parting: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Connection {
@@ -124,8 +133,10 @@ impl Connection {
         self.keep_waker(cx);
         loop {
             self.decode();
-            if self.outlook_is_close(cx)? {
-                return Poll::Ready(Ok(()));
+            match self.outlook(cx)? {
+                Next::Listen => {}
+                Next::Close => return Poll::Ready(Ok(())),
+                Next::Goodbye => return self.goodbye(cx),
             }
             // A client that sends on while its commands are held back waits in its own buffers.
             let enough = self.buf.len() >= UNDECODED_MAX && self.decoder.body_missing() == 0;
@@ -176,18 +187,38 @@ impl Connection {
         }
     }
 
-    /// Writes what is left over, and finds out whether the connection is over.
-    fn outlook_is_close(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    /// Writes what is left over, and finds out whether the connection goes on.
+    fn outlook(&mut self, cx: &mut Context<'_>) -> io::Result<Next> {
         loop {
             let outlook = self.shared.gateway.lock().outlook(self.conn);
             if !outlook.unwritten {
-                return Ok(outlook.close);
+                return Ok(outlook.next);
             }
             match self.link.writing.poll_writable(cx) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => return Ok(Next::Listen),
                 Poll::Ready(ready) => ready?,
             }
             self.shared.gateway.lock().write(self.conn)?;
+        }
+    }
+
+    /// Ends the connection so that no reply on its way is lost: a close with unread input would destroy it. What the client still
+    /// sends is thrown away, until it closes too or its time is over.
+    fn goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.parting.is_none() {
+            self.link.writing.shut_down()?;
+            self.parting = Some(Box::pin(tokio::time::sleep(GOODBYE_MAX)));
+        }
+        self.buf.clear();
+        while let Poll::Ready(read) = self.poll_read(cx) {
+            if read? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.buf.clear();
+        }
+        match &mut self.parting {
+            Some(timer) => timer.as_mut().poll(cx).map(Ok),
+            None => Poll::Pending,
         }
     }
 

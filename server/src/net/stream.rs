@@ -1,6 +1,7 @@
 //! A client's socket, TCP or unix, as two halves: the connection's task reads one, the gateway writes the other.
 
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -65,6 +66,14 @@ impl Writing {
         match self {
             Writing::Tcp(half) => half.as_ref().poll_write_ready(cx),
             Writing::Unix(half) => half.as_ref().poll_write_ready(cx),
+        }
+    }
+
+    /// Tells the peer that nothing more will be written.
+    pub fn shut_down(&self) -> io::Result<()> {
+        match self {
+            Writing::Tcp(half) => socket2::SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
+            Writing::Unix(half) => socket2::SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
         }
     }
 

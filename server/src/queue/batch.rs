@@ -30,11 +30,13 @@
 //!   14 TubeGone      tube
 //!   15 SetDraining   on u8
 //!   16 Noop          conn u64
+//!   17 Mark          nonce u64
+//!   18 Leave         node u32, on u8
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
-//! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14 and 15
-//! only.
+//! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
+//! 17 and 18 only.
 
 use beanpole_raft::Payload;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -68,6 +70,8 @@ pub(super) mod tag {
     pub const TUBE_GONE: u8 = 14;
     pub const SET_DRAINING: u8 = 15;
     pub const NOOP: u8 = 16;
+    pub const MARK: u8 = 17;
+    pub const LEAVE: u8 = 18;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -251,6 +255,19 @@ impl BatchBuilder {
     /// Sets whether the cluster refuses new jobs.
     pub fn set_draining(&mut self, on: bool) {
         self.command(tag::SET_DRAINING);
+        self.head.put_u8(u8::from(on));
+    }
+
+    /// Marks this entry: its number and the hash of all history up to it can be read on every node.
+    pub fn mark(&mut self, nonce: u64) {
+        self.command(tag::MARK);
+        self.head.put_u64_le(nonce);
+    }
+
+    /// Notes that a node is about to leave service, unless another one is, or that it is back.
+    pub fn leave(&mut self, node: u32, on: bool) {
+        self.command(tag::LEAVE);
+        self.head.put_u32_le(node);
         self.head.put_u8(u8::from(on));
     }
 

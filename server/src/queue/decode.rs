@@ -50,6 +50,8 @@ pub(super) enum NodeCommand<'a> {
     GatewayGone { gateway: Gateway },
     TubeGone { tube: &'a str },
     SetDraining { on: bool },
+    Mark { nonce: u64 },
+    Leave { node: u32, on: bool },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -171,6 +173,8 @@ impl<'a> Reader<'a> {
             }
             tag::TUBE_GONE => NodeCommand::TubeGone { tube: self.tube()? },
             tag::SET_DRAINING => NodeCommand::SetDraining { on: self.u8()? != 0 },
+            tag::MARK => NodeCommand::Mark { nonce: self.u64()? },
+            tag::LEAVE => NodeCommand::Leave { node: self.u32()?, on: self.u8()? != 0 },
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))
     }

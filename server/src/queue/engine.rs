@@ -7,13 +7,14 @@ use beanpole_raft::{BodyAddr, Payload};
 
 use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, Section};
 use super::gateways::Gateways;
+use super::history::{Before, History};
 use super::jobs::Jobs;
 use super::offers::Offers;
 use super::reserved::Reserved;
 use super::runs::Runs;
 use super::snapshot::Saving;
 use super::tubes::{DEFAULT, TimeKey, Tube, Tubes};
-use super::types::{Effects, Gateway, Outcome, Refused, RefusedWhy, SessionId, Totals};
+use super::types::{Effects, Gateway, Mark, Outcome, Refused, RefusedWhy, SessionId, Totals};
 
 /// The replicated state of all tubes and jobs.
 pub struct Engine {
@@ -24,6 +25,12 @@ pub struct Engine {
     /// Highest lease clock value of any entry: drives TTR. Microseconds.
     pub(super) lease: u64,
     pub(super) draining: bool,
+    /// The node that is being taken out of service, and may stop; 0 if none. Never two at once.
+    pub(super) leaving: u32,
+    pub(super) history: History,
+    pub(super) mark: Mark,
+    /// The entry being applied is to be marked with this number. Not part of the state.
+    pub(super) marking: Option<u64>,
     /// The id of the last job put.
     pub(super) last_id: u64,
     /// Counts hand-outs and burials, for their order.
@@ -81,6 +88,10 @@ impl Engine {
             stamp: 0,
             lease: 0,
             draining: false,
+            leaving: 0,
+            history: History::default(),
+            mark: Mark::default(),
+            marking: None,
             last_id: 0,
             last_seq: 0,
             next_born: 0,
@@ -117,6 +128,7 @@ impl Engine {
         self.stamp = self.stamp.max(batch.stamp);
         self.lease = self.lease.max(batch.lease);
         let offers = std::mem::take(&mut self.offers);
+        let before = Before::of(effects);
         let (body_at, payload_len) = (batch.bodies_at, payload.len());
         let mut run = Run { effects, offers, index, body_at, payload_len };
         self.take_offers(&mut run, &batch)?;
@@ -137,7 +149,8 @@ impl Engine {
         }
         self.end_offers(&mut run);
         self.note_tubes(&mut run);
-        let Run { mut offers, .. } = run;
+        let Run { mut offers, effects, .. } = run;
+        self.note_history(effects, before);
         offers.clear();
         self.offers = offers;
         Ok(())
@@ -199,6 +212,8 @@ impl Engine {
             NodeCommand::GatewayGone { gateway } => self.gateway_gone(run, gateway),
             NodeCommand::TubeGone { tube } => self.tube_gone(run, tube),
             NodeCommand::SetDraining { on } => self.draining = on,
+            NodeCommand::Mark { nonce } => self.marking = Some(nonce),
+            NodeCommand::Leave { node, on } => self.leave(node, on),
         }
     }
 
@@ -231,6 +246,15 @@ impl Engine {
                 return None;
             }
         })
+    }
+
+    /// A node is about to leave service, or is back. While one is leaving no other may.
+    fn leave(&mut self, node: u32, on: bool) {
+        if on && self.leaving == 0 {
+            self.leaving = node;
+        } else if !on && self.leaving == node {
+            self.leaving = 0;
+        }
     }
 
     /// Reports tubes that got ready jobs or lost their last one, as they are at the end of the entry.

@@ -7,9 +7,10 @@
 //! 0            4             6             8
 //! ┌────────────┬─────────────┬─────────────┬─────────────────────────────────────────┐
 //! │ "BPQI"     │ version u16 │ reserved u16│ applied, stamp, lease, last id, last seq,│
-//! │            │             │ = 0         │ next birth, total jobs, timeouts: u64    │
+//! │            │             │ = 0         │ next birth, total jobs, timeouts,        │
+//! │            │             │             │ history, mark's nonce, index, hash: u64  │
 //! ├────────────┴─────────────┴─────────────┴──────────────────────────────────────┬──┘
-//! │ draining u8, gateways u32                                                     │
+//! │ draining u8, leaving node u32, gateways u32                                   │
 //! │ gateway*: node u32, epoch u64, nonce u64, sequence u64, live u8               │  by node
 //! ├───────────────────────────────────────────────────────────────────────────────┤
 //! │ tube*: 1 u8, birth v (less the one before), name length u8, name,             │  by birth
@@ -125,11 +126,16 @@ impl ImageWriter {
             engine.next_born,
             engine.totals.total_jobs,
             engine.totals.timeouts,
+            engine.history.0,
+            engine.mark.nonce,
+            engine.mark.index,
+            engine.mark.hash,
         ];
         for number in numbers {
             head.extend_from_slice(&number.to_le_bytes());
         }
         head.push(u8::from(engine.draining));
+        head.extend_from_slice(&engine.leaving.to_le_bytes());
         head.extend_from_slice(&(engine.gateways.iter().count() as u32).to_le_bytes());
         for (node, life) in engine.gateways.iter() {
             head.extend_from_slice(&node.to_le_bytes());

@@ -16,7 +16,7 @@
 //! - `types`: what callers see
 //! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
 //!   a job from one state to another
-//! - `reads`: looking at the state
+//! - `reads`: looking at the state; `history`: a hash of all that was done, to compare nodes by
 //! - `snapshot`, `image`, `restore`: the state as bytes
 //! - `verify`: whether it is sound
 //! - `jobs`, `tubes`, `reserved`: what is kept; `slab`, `runs`, `names`: in what
@@ -27,6 +27,7 @@ mod decode;
 mod due;
 mod engine;
 mod gateways;
+mod history;
 mod image;
 mod jobs;
 mod moves;
@@ -50,6 +51,6 @@ pub use image::IMAGE_VERSION;
 pub use outline::{Item, outline};
 pub use snapshot::SnapshotCursor;
 pub use types::{
-    Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Outcome, Refused, RefusedWhy, SessionId,
-    Totals, TubeView, URGENT_BELOW,
+    Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Mark, Outcome, Refused, RefusedWhy,
+    SessionId, Totals, TubeView, URGENT_BELOW,
 };

@@ -45,7 +45,12 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                 Command::Node(NodeCommand::GatewayUp { .. } | NodeCommand::GatewayGone { .. }) => {
                     f(Item::MayReady)
                 }
-                Command::Node(NodeCommand::TubeGone { .. } | NodeCommand::SetDraining { .. }) => {}
+                Command::Node(
+                    NodeCommand::TubeGone { .. }
+                    | NodeCommand::SetDraining { .. }
+                    | NodeCommand::Mark { .. }
+                    | NodeCommand::Leave { .. },
+                ) => {}
             }
         }
     }

@@ -140,6 +140,12 @@ impl Engine {
         self.draining
     }
 
+    /// The node that is leaving service, if one is.
+    #[must_use]
+    pub fn leaving(&self) -> Option<u32> {
+        (self.leaving != 0).then_some(self.leaving)
+    }
+
     /// The epoch of the node's gateway, while it lives.
     #[must_use]
     pub fn live_epoch(&self, node: u32) -> Option<u64> {

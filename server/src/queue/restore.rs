@@ -8,12 +8,13 @@ use crc32fast::Hasher;
 
 use super::engine::Engine;
 use super::gateways::Life;
+use super::history::History;
 use super::image::{
     Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE, STATE, TUBE,
 };
 use super::jobs::{Counts, Hold, Place, Record};
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
-use super::types::URGENT_BELOW;
+use super::types::{Mark, URGENT_BELOW};
 
 /// Read from the source at once.
 const READ_BYTES: usize = 256 << 10;
@@ -69,7 +70,10 @@ impl Engine {
         self.next_born = source.u64()?;
         self.totals.total_jobs = source.u64()?;
         self.totals.timeouts = source.u64()?;
+        self.history = History(source.u64()?);
+        self.mark = Mark { nonce: source.u64()?, index: source.u64()?, hash: source.u64()? };
         self.draining = source.u8()? != 0;
+        self.leaving = u32::from_le_bytes(source.array()?);
         for _ in 0..u32::from_le_bytes(source.array()?) {
             let node = u32::from_le_bytes(source.array()?);
             let (epoch, nonce, sequence) = (source.u64()?, source.u64()?, source.u64()?);

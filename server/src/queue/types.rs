@@ -239,6 +239,17 @@ pub struct GatewayUp {
     pub epoch: u64,
 }
 
+/// A marked entry, and the hash of all history up to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mark {
+    /// The random number that it was marked with; 0 before the first mark.
+    pub nonce: u64,
+    /// Its index.
+    pub index: u64,
+    /// The hash.
+    pub hash: u64,
+}
+
 /// Why a section had no effect.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RefusedWhy {

@@ -1,0 +1,354 @@
+//! `beanpole cluster`: what the cluster is, and who belongs to it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+
+use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
+use crate::units::Size;
+
+/// How often a state that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A node that was not heard for longer is called silent.
+pub const SILENT_MS: u64 = 3_000;
+
+/// The flags of `beanpole cluster`.
+#[derive(Args, Debug)]
+pub struct ClusterArgs {
+    #[command(flatten)]
+    ask: Ask,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Show all nodes: role, log positions, lag, memory, disk, connections
+    Status,
+    /// Say whether the cluster is healthy: exit code 0 if it is, 1 if not, and why
+    Health {
+        /// Look again and again
+        #[arg(long)]
+        watch: bool,
+        /// With --watch: end as soon as the cluster is healthy
+        #[arg(long)]
+        exit_when_healthy: bool,
+        /// With --exit-when-healthy: give up after this many seconds, with exit code 5
+        #[arg(long, default_value_t = 300)]
+        timeout: u64,
+    },
+    /// List the members and their addresses
+    Members,
+    /// Let a new node in: it copies the data, and votes once it has caught up
+    Add {
+        /// The new node's number, never used before
+        id: u64,
+        /// Where the other nodes reach it: its --peer-listen
+        address: String,
+        /// Leave it a learner: it copies the data but does not vote
+        #[arg(long)]
+        learner: bool,
+        /// Seconds to wait for it to catch up
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+    },
+    /// Take a node out for good; its number is not used again
+    Remove {
+        /// The node's number
+        id: u64,
+    },
+    /// Put a new node in the place of one whose disk is lost: lets the new one in, waits until it has caught up, takes the old one out
+    Replace {
+        /// The lost node's number
+        id: u64,
+        /// The new node's number, never used before
+        new_id: u64,
+        /// Where the other nodes reach the new node: its --peer-listen
+        address: String,
+        /// Seconds to wait for it to catch up
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+    },
+    /// Compare all nodes' states at one entry of the log: exit code 0 if they are equal, 1 if not
+    Verify {
+        /// Seconds to wait for all nodes
+        #[arg(long, default_value_t = 30)]
+        timeout: u64,
+    },
+    /// Let another node lead
+    TransferLeader {
+        /// Which; else the one that is most up to date
+        to: Option<u64>,
+    },
+}
+
+/// Runs the verb.
+pub fn run(args: &ClusterArgs) -> ExitCode {
+    admin::finish(verb(&args.ask, &args.verb))
+}
+
+fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
+    match verb {
+        Verb::Status => status(ask),
+        Verb::Health { watch, exit_when_healthy, timeout } => {
+            health(ask, *watch, *exit_when_healthy, Duration::from_secs(*timeout))
+        }
+        Verb::Members => members(ask),
+        Verb::Add { id, address, learner, timeout } => {
+            add(ask, *id, address, *learner, Duration::from_secs(*timeout))
+        }
+        Verb::Remove { id } => remove(ask, *id),
+        Verb::Replace { id, new_id, address, timeout } => {
+            replace(ask, *id, *new_id, address, Duration::from_secs(*timeout))
+        }
+        Verb::Verify { timeout } => verify(ask, Duration::from_secs(*timeout)),
+        Verb::TransferLeader { to } => {
+            let path = to.map_or("/api/v1/leader".to_owned(), |to| format!("/api/v1/leader?to={to}"));
+            println!("{}", on_leader(ask, "POST", &path)?);
+            Ok(YES)
+        }
+    }
+}
+
+/// Asks the leader's node for a change.
+pub fn on_leader(ask: &Ask, method: &str, path: &str) -> Result<String, Failure> {
+    let (asked, cluster) = admin::cluster(ask)?;
+    let leader =
+        cluster.leader().ok_or_else(|| Failure::new(NO, "there is no leader now; try again in a moment"))?;
+    let address = if leader.id == cluster.node_id { &asked } else { &leader.admin };
+    if address.is_empty() {
+        let message = format!(
+            "node {} leads, and has no admin address that is known here; give it with --admin",
+            leader.id
+        );
+        return Err(Failure::new(admin::UNREACHABLE, message));
+    }
+    admin::change(method, address, path)
+}
+
+fn status(ask: &Ask) -> Result<u8, Failure> {
+    let (address, cluster) = admin::cluster(ask)?;
+    if ask.output == Output::Json {
+        let json: serde_json::Value = admin::get(&address, "/api/v1/cluster")?;
+        println!("{json:#}");
+        return Ok(YES);
+    }
+    println!("cluster {}  term {}", cluster.cluster_id, cluster.term);
+    if let Some(reason) = &cluster.refused {
+        println!("node {} is refused: {reason}", cluster.node_id);
+    }
+    let head = [
+        "node", "address", "role", "last", "commit", "applied", "lag", "memory", "disk", "conns", "version",
+        "note",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    rows.extend(cluster.nodes.iter().map(|node| row(&cluster, node)));
+    print_table(&rows);
+    Ok(YES)
+}
+
+fn row(cluster: &Cluster, node: &Member) -> [String; 12] {
+    [
+        node.id.to_string(),
+        node.address.clone(),
+        node.role.clone(),
+        node.last.to_string(),
+        node.committed.to_string(),
+        node.applied.to_string(),
+        node.lag.to_string(),
+        Size(node.memory_bytes).to_string(),
+        Size(node.disk_bytes).to_string(),
+        node.connections.to_string(),
+        node.version.clone(),
+        note(cluster, node),
+    ]
+}
+
+fn note(cluster: &Cluster, node: &Member) -> String {
+    match node.seen_ms {
+        None => "never seen".to_owned(),
+        Some(ms) if ms > SILENT_MS => format!("silent for {} s", ms / 1000),
+        Some(_) if node.stopping => "stopping".to_owned(),
+        Some(_) if node.leaving == node.id => "draining".to_owned(),
+        Some(_) if !node.ready => "not ready".to_owned(),
+        Some(_) if node.id == cluster.node_id => "asked".to_owned(),
+        Some(_) => String::new(),
+    }
+}
+
+/// Columns as wide as their widest cell; the last one is not padded.
+fn print_table<const N: usize>(rows: &[[String; N]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+fn members(ask: &Ask) -> Result<u8, Failure> {
+    let (_, cluster) = admin::cluster(ask)?;
+    if ask.output == Output::Json {
+        let list = cluster.nodes.iter().map(|node| {
+            serde_json::json!({ "id": node.id, "address": node.address, "voter": node.voter, "role": node.role })
+        });
+        println!("{:#}", serde_json::Value::from(list.collect::<Vec<_>>()));
+        return Ok(YES);
+    }
+    let mut rows = vec![["node", "address", "votes", "role"].map(str::to_owned)];
+    for node in &cluster.nodes {
+        let votes = if node.voter { "yes" } else { "no" };
+        rows.push([node.id.to_string(), node.address.clone(), votes.to_owned(), node.role.clone()]);
+    }
+    print_table(&rows);
+    Ok(YES)
+}
+
+/// Whether nothing was heard of a node for too long.
+pub fn is_silent(node: &Member) -> bool {
+    node.seen_ms.is_none_or(|ms| ms > SILENT_MS)
+}
+
+/// What keeps the cluster from being healthy; nothing if it is.
+pub fn complaints(cluster: &Cluster) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if let Some(reason) = &cluster.refused {
+        complaints.push(format!("node {} is refused: {reason}", cluster.node_id));
+    }
+    if cluster.leader_id.is_none() {
+        complaints.push("there is no leader".to_owned());
+    } else if !cluster.ready {
+        complaints.push(format!("node {} does not serve commands", cluster.node_id));
+    }
+    for node in cluster.nodes.iter().filter(|node| node.id != cluster.node_id) {
+        match node.seen_ms {
+            None => complaints.push(format!("node {} was never seen", node.id)),
+            Some(ms) if ms > SILENT_MS => {
+                complaints.push(format!("node {} is silent for {} s", node.id, ms / 1000));
+            }
+            Some(_) if !node.ready => complaints.push(format!("node {} is not ready", node.id)),
+            Some(_) => {}
+        }
+    }
+    complaints
+}
+
+fn health(ask: &Ask, watch: bool, exit_when_healthy: bool, timeout: Duration) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    let mut shown = None;
+    loop {
+        let complaints = match admin::cluster(ask) {
+            Ok((_, cluster)) => complaints(&cluster),
+            Err(failure) if !watch => return Err(failure),
+            Err(failure) => vec![failure.message],
+        };
+        let healthy = complaints.is_empty();
+        let text =
+            if healthy { "healthy".to_owned() } else { format!("unhealthy: {}", complaints.join("; ")) };
+        if shown.as_ref() != Some(&text) {
+            match ask.output {
+                Output::Table => println!("{text}"),
+                Output::Json => {
+                    println!("{}", serde_json::json!({ "healthy": healthy, "complaints": complaints }))
+                }
+            }
+            shown = Some(text);
+        }
+        if !watch || exit_when_healthy && healthy {
+            return Ok(if healthy { YES } else { NO });
+        }
+        if exit_when_healthy && begun.elapsed() > timeout {
+            return Err(Failure::new(TIMED_OUT, format!("still unhealthy after {} s", timeout.as_secs())));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn add(ask: &Ask, id: u64, address: &str, learner: bool, timeout: Duration) -> Result<u8, Failure> {
+    println!("{}", on_leader(ask, "POST", &format!("/api/v1/members?id={id}&address={address}"))?);
+    if learner {
+        return Ok(YES);
+    }
+    promote(ask, id, timeout)
+}
+
+/// Makes a learner a voter as soon as it has caught up.
+fn promote(ask: &Ask, id: u64, timeout: Duration) -> Result<u8, Failure> {
+    let begun = Instant::now();
+    loop {
+        match on_leader(ask, "POST", &format!("/api/v1/members/{id}/promote")) {
+            Ok(text) => {
+                println!("{text}");
+                return Ok(YES);
+            }
+            Err(failure) if failure.code == admin::USAGE => return Err(failure),
+            Err(failure) if begun.elapsed() > timeout => {
+                let message = format!("node {id} was let in, but does not vote yet: {}", failure.message);
+                return Err(Failure::new(TIMED_OUT, message));
+            }
+            Err(_) => std::thread::sleep(LOOK_EVERY),
+        }
+    }
+}
+
+fn remove(ask: &Ask, id: u64) -> Result<u8, Failure> {
+    println!("{}", on_leader(ask, "DELETE", &format!("/api/v1/members/{id}"))?);
+    Ok(YES)
+}
+
+fn replace(ask: &Ask, id: u64, new_id: u64, address: &str, timeout: Duration) -> Result<u8, Failure> {
+    let (_, cluster) = admin::cluster(ask)?;
+    let old = cluster.member(id)?;
+    if old.seen_ms.is_some_and(|ms| ms <= SILENT_MS) && cluster.refused.is_none() && old.ready {
+        let message =
+            format!("node {id} is alive and well; stop it first, or use `cluster add` and `cluster remove`");
+        return Err(Failure::new(REFUSED, message));
+    }
+    if !cluster.nodes.iter().any(|node| node.id == new_id) {
+        println!("{}", on_leader(ask, "POST", &format!("/api/v1/members?id={new_id}&address={address}"))?);
+    }
+    if !cluster.nodes.iter().any(|node| node.id == new_id && node.voter) {
+        promote(ask, new_id, timeout)?;
+    }
+    remove(ask, id)
+}
+
+fn verify(ask: &Ask, timeout: Duration) -> Result<u8, Failure> {
+    let (address, _) = admin::cluster(ask)?;
+    // Any number that was not used before; JSON readers keep 53 bits.
+    let nonce = rand::random::<u64>() >> 11 | 1;
+    admin::change("POST", &address, &format!("/api/v1/mark?nonce={nonce}"))?;
+    let begun = Instant::now();
+    loop {
+        let cluster: Cluster = admin::get(&address, "/api/v1/cluster")?;
+        let (marked, missing): (Vec<&Member>, Vec<&Member>) =
+            cluster.nodes.iter().partition(|node| node.mark_nonce == nonce);
+        if missing.is_empty() {
+            return Ok(compare(&marked));
+        }
+        if begun.elapsed() > timeout {
+            let ids: Vec<String> = missing.iter().map(|node| node.id.to_string()).collect();
+            return Err(Failure::new(TIMED_OUT, format!("no answer from node {}", ids.join(", "))));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn compare(nodes: &[&Member]) -> u8 {
+    for node in nodes {
+        println!("node {}  entry {}  {}", node.id, node.mark_index, node.mark_hash);
+    }
+    let equal = nodes
+        .windows(2)
+        .all(|pair| (pair[0].mark_index, &pair[0].mark_hash) == (pair[1].mark_index, &pair[1].mark_hash));
+    if equal {
+        println!("all nodes have the same state");
+        YES
+    } else {
+        println!(
+            "the nodes' states differ: take a backup, and replace the node that differs from the others"
+        );
+        NO
+    }
+}

@@ -1,0 +1,70 @@
+//! Other nodes' gateways: while this node leads, it takes their messages and answers their questions.
+
+use std::sync::Arc;
+
+use beanpole_raft::{Leadership, Link, Node};
+use tokio::sync::watch;
+
+use super::message::Up;
+use super::quorum::{Ask, Asks};
+use crate::node::Shared;
+
+/// Takes other nodes' links until the node stops.
+pub(super) async fn serve(shared: Arc<Shared>, node: Node, asks: Asks) {
+    while let Some(link) = node.accept_link().await {
+        tokio::spawn(serve_link(shared.clone(), link, asks.clone(), node.watch_leadership()));
+    }
+}
+
+/// Serves one node's gateway until the link breaks, or this node no longer leads the term that is meant.
+async fn serve_link(
+    shared: Arc<Shared>,
+    link: Link,
+    asks: Asks,
+    mut leadership: watch::Receiver<Leadership>,
+) {
+    let Ok(node) = u32::try_from(link.peer()) else { return };
+    let (sender, mut receiver) = link.split();
+    let Some(hello) = receiver.recv().await else { return };
+    let Ok(Up::Hello { term }) = Up::decode(node, hello) else { return };
+    // The other node may know of this one's election before it has applied its own first entry.
+    let ready = leadership.wait_for(|now| now.term > term || now.term == term && now.ready).await;
+    if !ready.is_ok_and(|now| now.term == term) {
+        return;
+    }
+    let Some(connection) = shared.gateway_connected(node, term).await else { return };
+    let mut office = shared.office();
+    let leader = *office.borrow_and_update();
+    tracing::debug!(node, term, "a gateway speaks to this leader");
+    loop {
+        let message = tokio::select! {
+            message = receiver.recv() => message,
+            other = office.wait_for(|now| *now != leader) => {
+                drop(other);
+                break;
+            }
+            over = leadership.wait_for(|now| now.term != term || !now.ready) => {
+                drop(over);
+                break;
+            }
+        };
+        let Some(message) = message else { break };
+        let taken = match Up::decode(node, message) {
+            Ok(Up::Tell(message)) => shared.tell_leader(node, term, connection, message),
+            Ok(Up::Barrier { number }) => asks.send(Ask::Barrier(sender.clone(), number)).is_ok(),
+            Ok(Up::Renew { sent, report }) => {
+                shared.reports.take(node, &report);
+                shared.heard_gateway(node, term) && asks.send(Ask::Renew(sender.clone(), sent)).is_ok()
+            }
+            Ok(Up::Hello { .. }) => false,
+            Err(error) => {
+                tracing::error!(node, %error, "the link to a node is closed");
+                false
+            }
+        };
+        if !taken {
+            break;
+        }
+    }
+    shared.gateway_disconnected(node, term, connection);
+}

@@ -1,0 +1,265 @@
+//! The bytes between a gateway and the leader on another node. Little-endian; one message per link message.
+//!
+//! ```text
+//! to the leader                                      from the leader
+//!   1 Hello    term u64                                1 Reached  barrier u64, index u64
+//!   2 Batch    the batch (see queue/batch.rs)          2 Renewed  sent u64, stamp u64, lease u64
+//!   3 Want     epoch u64, conn u64, number u64,        3 Again    the barriers asked so far found no quorum
+//!              once u8, tubes u16, tube*
+//!   4 Unwant   epoch u64, conn u64, number u64
+//!   5 Refers   refers u8, tube
+//!   6 Told
+//!   7 Barrier  number u64
+//!   8 Renew    sent u64, this node's report           4 Reports  all nodes' reports
+//! tube: length u8, bytes
+//! ```
+//!
+//! Which node speaks is known from the link. `sent` is the gateway's own clock and only comes back to it.
+
+use std::sync::Arc;
+
+use beanpole_raft::Payload;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::leader::ToLeader;
+use crate::queue::SessionId;
+
+mod tag {
+    pub const HELLO: u8 = 1;
+    pub const BATCH: u8 = 2;
+    pub const WANT: u8 = 3;
+    pub const UNWANT: u8 = 4;
+    pub const REFERS: u8 = 5;
+    pub const TOLD: u8 = 6;
+    pub const BARRIER: u8 = 7;
+    pub const RENEW: u8 = 8;
+
+    pub const REACHED: u8 = 1;
+    pub const RENEWED: u8 = 2;
+    pub const AGAIN: u8 = 3;
+    pub const REPORTS: u8 = 4;
+}
+
+/// What a gateway's node says.
+#[derive(Debug)]
+pub(super) enum Up {
+    /// The first word: the term whose leader is meant.
+    Hello { term: u64 },
+    /// For the leader's state machine.
+    Tell(ToLeader),
+    /// How far is the log committed now?
+    Barrier { number: u64 },
+    /// Is there a leader with a quorum? `sent` is given back. And how this node is.
+    Renew { sent: u64, report: Bytes },
+}
+
+/// What the leader's node says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Down {
+    /// What was committed when this barrier was asked is up to `index`.
+    Reached { barrier: u64, index: u64 },
+    /// The leader had its quorum after the renewal came; and its clocks.
+    Renewed { sent: u64, stamp: u64, lease: u64 },
+    /// Barriers and renewals asked so far could not be confirmed.
+    Again,
+    /// How all nodes are.
+    Reports(Bytes),
+}
+
+/// A message that is none: the other side speaks another version, or is broken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a message between nodes cannot be read")]
+pub(super) struct Unreadable;
+
+impl Up {
+    pub fn encode(self) -> Payload {
+        let mut out = BytesMut::with_capacity(64);
+        match self {
+            Up::Hello { term } => {
+                out.put_u8(tag::HELLO);
+                out.put_u64_le(term);
+            }
+            Up::Tell(ToLeader::Batch(batch)) => {
+                let mut parts = vec![Bytes::from_static(&[tag::BATCH])];
+                parts.extend_from_slice(batch.parts());
+                return Payload::from_parts(parts);
+            }
+            Up::Tell(ToLeader::Want { session, number, tubes, once }) => {
+                out.put_u8(tag::WANT);
+                put_want(&mut out, session, number);
+                out.put_u8(u8::from(once));
+                out.put_u16_le(u16::try_from(tubes.len()).unwrap_or(u16::MAX));
+                for tube in tubes.iter().take(usize::from(u16::MAX)) {
+                    put_tube(&mut out, tube);
+                }
+            }
+            Up::Tell(ToLeader::Unwant { session, number }) => {
+                out.put_u8(tag::UNWANT);
+                put_want(&mut out, session, number);
+            }
+            Up::Tell(ToLeader::Refers { tube, refers }) => {
+                out.put_u8(tag::REFERS);
+                out.put_u8(u8::from(refers));
+                put_tube(&mut out, &tube);
+            }
+            Up::Tell(ToLeader::Told) => out.put_u8(tag::TOLD),
+            Up::Barrier { number } => {
+                out.put_u8(tag::BARRIER);
+                out.put_u64_le(number);
+            }
+            Up::Renew { sent, report } => {
+                out.put_u8(tag::RENEW);
+                out.put_u64_le(sent);
+                return Payload::from_parts(vec![out.freeze(), report]);
+            }
+        }
+        out.freeze().into()
+    }
+
+    /// Reads a message of the node.
+    pub fn decode(node: u32, message: Bytes) -> Result<Up, Unreadable> {
+        let mut rest = &message[..];
+        let up = match rest.try_get_u8().map_err(|_| Unreadable)? {
+            tag::HELLO => Up::Hello { term: u64_of(&mut rest)? },
+            tag::BATCH => return Ok(Up::Tell(ToLeader::Batch(message.slice(1..).into()))),
+            tag::WANT => {
+                let (session, number) = want_of(node, &mut rest)?;
+                let once = rest.try_get_u8().map_err(|_| Unreadable)? != 0;
+                let count = rest.try_get_u16_le().map_err(|_| Unreadable)?;
+                let tubes = (0..count).map(|_| tube_of(&mut rest)).collect::<Result<_, _>>()?;
+                Up::Tell(ToLeader::Want { session, number, tubes, once })
+            }
+            tag::UNWANT => {
+                let (session, number) = want_of(node, &mut rest)?;
+                Up::Tell(ToLeader::Unwant { session, number })
+            }
+            tag::REFERS => {
+                let refers = rest.try_get_u8().map_err(|_| Unreadable)? != 0;
+                Up::Tell(ToLeader::Refers { tube: tube_of(&mut rest)?, refers })
+            }
+            tag::TOLD => Up::Tell(ToLeader::Told),
+            tag::BARRIER => Up::Barrier { number: u64_of(&mut rest)? },
+            tag::RENEW => {
+                let sent = u64_of(&mut rest)?;
+                return Ok(Up::Renew { sent, report: message.slice(message.len() - rest.len()..) });
+            }
+            _ => return Err(Unreadable),
+        };
+        if rest.is_empty() { Ok(up) } else { Err(Unreadable) }
+    }
+}
+
+impl Down {
+    pub fn encode(&self) -> Payload {
+        let mut out = BytesMut::with_capacity(32);
+        match self {
+            Down::Reached { barrier, index } => {
+                out.put_u8(tag::REACHED);
+                out.put_u64_le(*barrier);
+                out.put_u64_le(*index);
+            }
+            Down::Renewed { sent, stamp, lease } => {
+                out.put_u8(tag::RENEWED);
+                out.put_u64_le(*sent);
+                out.put_u64_le(*stamp);
+                out.put_u64_le(*lease);
+            }
+            Down::Again => out.put_u8(tag::AGAIN),
+            Down::Reports(reports) => {
+                out.put_u8(tag::REPORTS);
+                return Payload::from_parts(vec![out.freeze(), reports.clone()]);
+            }
+        }
+        out.freeze().into()
+    }
+
+    pub fn decode(message: &Bytes) -> Result<Down, Unreadable> {
+        let mut rest = &message[..];
+        let down = match rest.try_get_u8().map_err(|_| Unreadable)? {
+            tag::REACHED => Down::Reached { barrier: u64_of(&mut rest)?, index: u64_of(&mut rest)? },
+            tag::RENEWED => Down::Renewed {
+                sent: u64_of(&mut rest)?,
+                stamp: u64_of(&mut rest)?,
+                lease: u64_of(&mut rest)?,
+            },
+            tag::AGAIN => Down::Again,
+            tag::REPORTS => return Ok(Down::Reports(message.slice(1..))),
+            _ => return Err(Unreadable),
+        };
+        if rest.is_empty() { Ok(down) } else { Err(Unreadable) }
+    }
+}
+
+fn put_want(out: &mut BytesMut, session: SessionId, number: u64) {
+    out.put_u64_le(session.epoch);
+    out.put_u64_le(session.conn);
+    out.put_u64_le(number);
+}
+
+fn want_of(node: u32, rest: &mut &[u8]) -> Result<(SessionId, u64), Unreadable> {
+    let (epoch, conn) = (u64_of(rest)?, u64_of(rest)?);
+    Ok((SessionId { node, epoch, conn }, u64_of(rest)?))
+}
+
+fn put_tube(out: &mut BytesMut, tube: &str) {
+    out.put_u8(u8::try_from(tube.len()).expect("a tube's name has at most 200 bytes"));
+    out.extend_from_slice(tube.as_bytes());
+}
+
+fn tube_of(rest: &mut &[u8]) -> Result<Arc<str>, Unreadable> {
+    let len = usize::from(rest.try_get_u8().map_err(|_| Unreadable)?);
+    let (name, tail) = rest.split_at_checked(len).ok_or(Unreadable)?;
+    *rest = tail;
+    std::str::from_utf8(name).map(Arc::from).map_err(|_| Unreadable)
+}
+
+fn u64_of(rest: &mut &[u8]) -> Result<u64, Unreadable> {
+    rest.try_get_u64_le().map_err(|_| Unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every message survives, and none that is cut short or longer is taken for one.
+    #[test]
+    fn round_trip() {
+        let session = SessionId { node: 3, epoch: 8, conn: 9 };
+        let tubes: Vec<Arc<str>> = vec!["a".into(), "b".repeat(200).into()];
+        let ups = [
+            Up::Hello { term: 4 },
+            Up::Tell(ToLeader::Want { session, number: 2, tubes, once: true }),
+            Up::Tell(ToLeader::Unwant { session, number: 2 }),
+            Up::Tell(ToLeader::Refers { tube: "t".into(), refers: false }),
+            Up::Tell(ToLeader::Told),
+            Up::Barrier { number: 1 },
+        ];
+        for up in ups {
+            let shown = format!("{up:?}");
+            let bytes = up.encode().to_bytes();
+            assert_eq!(format!("{:?}", Up::decode(3, bytes.clone()).unwrap()), shown);
+            assert!(Up::decode(3, bytes.slice(..bytes.len() - 1)).is_err(), "{shown}");
+            assert!(Up::decode(3, [&bytes[..], &[0]].concat().into()).is_err(), "{shown}");
+        }
+        for down in [
+            Down::Reached { barrier: 1, index: 2 },
+            Down::Renewed { sent: 3, stamp: 4, lease: 5 },
+            Down::Again,
+        ] {
+            let bytes = down.encode().to_bytes();
+            assert_eq!(Down::decode(&bytes).unwrap(), down);
+            assert!(Down::decode(&bytes.slice(..bytes.len() - 1)).is_err());
+        }
+        let renew = Up::Renew { sent: u64::MAX, report: "x".into() };
+        let shown = format!("{renew:?}");
+        assert_eq!(format!("{:?}", Up::decode(3, renew.encode().to_bytes()).unwrap()), shown);
+        let reports = Down::Reports("y".into());
+        assert_eq!(Down::decode(&reports.encode().to_bytes()).unwrap(), reports);
+        let batch = Payload::from_parts(vec![Bytes::from("head"), Bytes::from("body")]);
+        let bytes = Up::Tell(ToLeader::Batch(batch)).encode().to_bytes();
+        match Up::decode(1, bytes).unwrap() {
+            Up::Tell(ToLeader::Batch(batch)) => assert_eq!(batch.to_bytes(), "headbody"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What every node tells of itself, for operators: any node can then show all of them. It goes to the leader with each renewal of the lease and
+//! comes back with all others'; nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use beanpole_raft::Node;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::node::Shared;
+
+/// One node, as it sees itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its number.
+    pub id: u64,
+    /// The index of its last log entry.
+    pub last: u64,
+    /// The highest index that it knows to be committed.
+    pub committed: u64,
+    /// The highest index that it has applied.
+    pub applied: u64,
+    /// The index of its newest snapshot.
+    pub snapshot: u64,
+    /// The highest index that it has purged.
+    pub purged: u64,
+    /// Clients' connections.
+    pub connections: u64,
+    /// Bytes of its segment files.
+    pub disk_bytes: u64,
+    /// Bytes of bodies that jobs refer to.
+    pub live_bytes: u64,
+    /// Anonymous memory of its process, in bytes.
+    pub memory_bytes: u64,
+    /// Its release.
+    pub version: String,
+    /// Where its clients connect.
+    pub listen: String,
+    /// Where its admin HTTP listens; empty when it has none.
+    pub admin: String,
+    /// It is ready to serve commands.
+    pub ready: bool,
+    /// It is going down.
+    pub stopping: bool,
+    /// The node that is leaving service, as far as this one has applied; 0 if none.
+    pub leaving: u64,
+    /// The newest mark: its number.
+    pub mark_nonce: u64,
+    /// The newest mark: its entry.
+    pub mark_index: u64,
+    /// The newest mark: the hash of all history up to its entry, in hexadecimal.
+    pub mark_hash: String,
+}
+
+/// Where this process can be reached.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// By clients.
+    pub listen: String,
+    /// By operators; empty when there is no admin server.
+    pub admin: String,
+}
+
+/// The newest report of each node, and when it came.
+#[derive(Default)]
+pub struct Reports {
+    of_nodes: Mutex<BTreeMap<u64, (Report, Instant)>>,
+}
+
+impl Reports {
+    /// Every node's newest report, with its age in milliseconds.
+    pub fn all(&self) -> Vec<(Report, u64)> {
+        let age = |at: &Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.of_nodes.lock().values().map(|(report, at)| (report.clone(), age(at))).collect()
+    }
+
+    /// A node's report has come.
+    pub fn set(&self, report: Report) {
+        self.of_nodes.lock().insert(report.id, (report, Instant::now()));
+    }
+
+    /// Takes in reports that came through the leader: what is newer here stays.
+    pub(super) fn merge(&self, bytes: &[u8]) {
+        let Ok(reports) = serde_json::from_slice::<Vec<(Report, u64)>>(bytes) else { return };
+        let mut of_nodes = self.of_nodes.lock();
+        for (report, age_ms) in reports {
+            let Some(at) = Instant::now().checked_sub(std::time::Duration::from_millis(age_ms)) else {
+                continue;
+            };
+            let newer = of_nodes.get(&report.id).is_none_or(|(_, known)| *known < at);
+            if newer {
+                of_nodes.insert(report.id, (report, at));
+            }
+        }
+    }
+
+    /// All reports as bytes.
+    pub(super) fn encode(&self) -> Bytes {
+        serde_json::to_vec(&self.all()).unwrap_or_default().into()
+    }
+
+    /// One report as bytes.
+    pub(super) fn encode_one(report: &Report) -> Bytes {
+        serde_json::to_vec(report).unwrap_or_default().into()
+    }
+
+    /// Takes in one node's report.
+    pub(super) fn take(&self, node: u32, bytes: &[u8]) {
+        if let Ok(report) = serde_json::from_slice::<Report>(bytes)
+            && report.id == u64::from(node)
+        {
+            self.set(report);
+        }
+    }
+}
+
+/// What this node tells of itself now.
+pub fn own(shared: &Shared, node: &Node) -> Report {
+    let status = node.status();
+    let disk = node.bodies().disk_usage();
+    let (connections, ready, stopping, leaving, mark) = {
+        let gateway = shared.gateway.lock();
+        let engine = gateway.engine();
+        let leaving = engine.leaving().map_or(0, u64::from);
+        (gateway.connections() as u64, gateway.is_ready(), gateway.is_stopping(), leaving, engine.mark())
+    };
+    Report {
+        id: status.node_id,
+        last: status.last_index,
+        committed: status.committed,
+        applied: status.applied,
+        snapshot: status.snapshot_index,
+        purged: status.purged,
+        connections,
+        disk_bytes: disk.log_bytes,
+        live_bytes: disk.live_bytes,
+        memory_bytes: anonymous_memory(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        listen: shared.addresses().listen,
+        admin: shared.addresses().admin,
+        ready,
+        stopping,
+        leaving,
+        mark_nonce: mark.nonce,
+        mark_index: mark.index,
+        mark_hash: format!("{:016x}", mark.hash),
+    }
+}
+
+/// Anonymous memory of this process in bytes; 0 where the system does not tell.
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_travel_and_the_newest_stays() {
+        let (leader, follower) = (Reports::default(), Reports::default());
+        leader.take(2, &Reports::encode_one(&Report { id: 2, applied: 7, ..Report::default() }));
+        leader.take(3, &Reports::encode_one(&Report { id: 2, applied: 9, ..Report::default() }));
+        follower.merge(&leader.encode());
+        follower.merge(b"nonsense");
+        assert_eq!(follower.all()[0].0.applied, 7);
+        follower.set(Report { id: 2, applied: 8, ..Report::default() });
+        follower.merge(&leader.encode());
+        assert_eq!(follower.all()[0].0.applied, 8);
+    }
+}

@@ -1,0 +1,203 @@
+//! This node's gateway follows the leader: it takes office here, or speaks to the node that leads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use beanpole_raft::{Leadership, LinkReceiver, LinkSender, Node};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+
+use super::message::{Down, Unreadable, Up};
+use super::quorum::{Ask, Asks};
+use super::report::{self, Reports};
+use crate::gateway::lease::RENEW_EVERY_US;
+use crate::node::Shared;
+
+/// How long is waited before a leader that could not be reached is tried again.
+const RETRY: Duration = Duration::from_millis(20);
+const RENEW_EVERY: Duration = Duration::from_micros(RENEW_EVERY_US);
+
+/// Follows the leader until the node stops.
+pub(super) async fn follow(shared: Arc<Shared>, node: Node, asks: Asks) {
+    let mut leadership = node.watch_leadership();
+    let own = node.status().node_id;
+    loop {
+        let now = *leadership.borrow_and_update();
+        let changed = match now.leader {
+            Some(leader) if leader == own && now.ready => {
+                lead(&shared, &node, now, &asks, &mut leadership).await
+            }
+            Some(leader) if leader != own => speak_to(&shared, &node, leader, now, &mut leadership).await,
+            Some(_) | None => leadership.changed().await.is_ok(),
+        };
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// Leads until something changes. False when the node stops.
+async fn lead(
+    shared: &Shared,
+    node: &Node,
+    now: Leadership,
+    asks: &Asks,
+    leadership: &mut watch::Receiver<Leadership>,
+) -> bool {
+    tracing::info!(term = now.term, "this node leads");
+    shared.take_office(now.term);
+    let mut renewals = interval(RENEW_EVERY);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let lives = loop {
+        tokio::select! {
+            changed = leadership.changed() => {
+                let then = *leadership.borrow_and_update();
+                if changed.is_err() || (then.term, then.leader, then.ready) != (now.term, now.leader, now.ready) {
+                    break changed.is_ok();
+                }
+            }
+            _ = renewals.tick() => {
+                shared.reports.set(report::own(shared, node));
+                let sent = shared.gateway.lock().now();
+                if asks.send(Ask::OwnRenew(sent)).is_err() {
+                    break false;
+                }
+            }
+            () = shared.uplink_called() => {
+                let barrier = shared.gateway.lock().take_barrier();
+                if let Some(number) = barrier
+                    && asks.send(Ask::OwnBarrier(number)).is_err()
+                {
+                    break false;
+                }
+            }
+        }
+    };
+    shared.leave_office();
+    lives
+}
+
+/// Speaks to the leader on another node until something changes. False when this node stops.
+async fn speak_to(
+    shared: &Shared,
+    node: &Node,
+    leader: u64,
+    now: Leadership,
+    leadership: &mut watch::Receiver<Leadership>,
+) -> bool {
+    let link = tokio::select! {
+        changed = leadership.changed() => return changed.is_ok(),
+        link = node.connect(leader) => link,
+    };
+    match link {
+        Ok(link) => {
+            let (sender, receiver) = link.split();
+            let conversation = async {
+                let ended = converse(shared, node, sender, receiver, now.term).await;
+                tracing::debug!(leader, term = now.term, ?ended, "the way to the leader ended");
+            };
+            let lives = tokio::select! {
+                changed = changed_from(leadership, now) => Some(changed),
+                () = conversation => None,
+            };
+            shared.gateway.lock().disconnect_leader();
+            if let Some(lives) = lives {
+                return lives;
+            }
+        }
+        Err(error) => tracing::debug!(leader, %error, "the leader cannot be reached"),
+    }
+    tokio::select! {
+        changed = leadership.changed() => changed.is_ok(),
+        () = tokio::time::sleep(RETRY) => true,
+    }
+}
+
+/// Resolves when another leader or term is known; false when the node stops.
+async fn changed_from(leadership: &mut watch::Receiver<Leadership>, now: Leadership) -> bool {
+    let is_other = |then: &Leadership| (then.term, then.leader) != (now.term, now.leader);
+    leadership.wait_for(is_other).await.is_ok()
+}
+
+/// Why a conversation with the leader ended.
+#[derive(Debug)]
+enum Ended {
+    Broken,
+    Unreadable(#[allow(dead_code, reason = "shown in the log")] Unreadable),
+}
+
+/// Tells the leader everything, and goes on telling; takes its answers.
+async fn converse(
+    shared: &Shared,
+    node: &Node,
+    sender: LinkSender,
+    mut receiver: LinkReceiver,
+    term: u64,
+) -> Ended {
+    if sender.send(Up::Hello { term }.encode()).await.is_err() {
+        return Ended::Broken;
+    }
+    shared.gateway.lock().connect_leader();
+    let told = tell(shared, node, &sender);
+    let heard = async {
+        while let Some(message) = receiver.recv().await {
+            match Down::decode(&message) {
+                Ok(down) => hear(shared, down),
+                Err(error) => return Ended::Unreadable(error),
+            }
+        }
+        Ended::Broken
+    };
+    tokio::select! {
+        () = told => Ended::Broken,
+        ended = heard => ended,
+    }
+}
+
+/// Sends what the gateway has for the leader, until the link breaks.
+async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
+    let mut renewals = interval_at(Instant::now(), RENEW_EVERY);
+    renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while let Some(up) = next_up(shared) {
+            if sender.send(up.encode()).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = shared.uplink_called() => {}
+            _ = renewals.tick() => {
+                let own = report::own(shared, node);
+                let report = Reports::encode_one(&own);
+                shared.reports.set(own);
+                let sent = shared.gateway.lock().now();
+                if sender.send(Up::Renew { sent, report }.encode()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The next message for the leader: what changes something first, then the question how far everything is committed.
+fn next_up(shared: &Shared) -> Option<Up> {
+    let mut gateway = shared.gateway.lock();
+    let message = gateway.next_message().map(Up::Tell);
+    let up = message.or_else(|| gateway.take_barrier().map(|number| Up::Barrier { number }));
+    shared.wake_for_replies(&gateway);
+    up
+}
+
+fn hear(shared: &Shared, down: Down) {
+    let mut gateway = shared.gateway.lock();
+    match down {
+        Down::Reached { barrier, index } => gateway.barrier_reached(barrier, index),
+        Down::Renewed { sent, stamp, lease } => {
+            gateway.renewed(sent);
+            gateway.hear_clocks(stamp, lease);
+        }
+        Down::Again => gateway.ask_barriers_again(),
+        Down::Reports(reports) => shared.reports.merge(&reports),
+    }
+    shared.wake_for(&gateway);
+}
