@@ -33,11 +33,10 @@ impl Gateway {
         for addr in &effects.retained {
             self.bodies.retain(*addr);
         }
-        if let Some(up) = &effects.gateway_up
-            && up.node == self.node
-            && Some(up.nonce) == self.nonce
-        {
-            self.announced(up.epoch);
+        for up in &effects.gateways_up {
+            if up.node == self.node && Some(up.nonce) == self.nonce {
+                self.announced(up.epoch);
+            }
         }
         for (session, outcome) in &effects.outcomes {
             if let Some(conn) = self.own(*session) {

@@ -338,7 +338,7 @@ impl Leader {
     /// One of its entries has applied (`own`), or one of an earlier leader.
     pub fn applied(&mut self, ground: &mut Ground<'_>, effects: &Effects) {
         self.under_way.pop_front();
-        if let Some(up) = &effects.gateway_up {
+        for up in &effects.gateways_up {
             self.wants.keep_only(&ground.engine.live_gateways().collect::<Vec<_>>());
             self.heard.insert(up.node, ground.clocks.monotonic());
         }

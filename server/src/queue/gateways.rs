@@ -63,7 +63,7 @@ impl Engine {
                 epoch
             }
         };
-        run.effects.gateway_up = Some(GatewayUp { node, nonce, epoch });
+        run.effects.gateways_up.push(GatewayUp { node, nonce, epoch });
     }
 
     /// Ends a gateway's life: what its sessions hold becomes ready, as when they disconnect.

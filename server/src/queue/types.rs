@@ -292,8 +292,8 @@ pub struct Effects {
     pub ready_tubes: Vec<Arc<str>>,
     /// Tubes that lost a job and hold none at the end; never `default`.
     pub emptied: Vec<Arc<str>>,
-    /// The last `GatewayUp` of the entry.
-    pub gateway_up: Option<GatewayUp>,
+    /// Lives of gateways that began, or were found to have begun already.
+    pub gateways_up: Vec<GatewayUp>,
     /// Sections that were executed: whose, and their numbers.
     pub sequences: Vec<(Gateway, u64)>,
     /// Sections that had no effect.
@@ -310,7 +310,7 @@ impl Effects {
         self.released.clear();
         self.ready_tubes.clear();
         self.emptied.clear();
-        self.gateway_up = None;
+        self.gateways_up.clear();
         self.sequences.clear();
         self.refused.clear();
     }

@@ -16,7 +16,7 @@ fn up() -> (Engine, Gateway) {
     batch.gateway_up(77);
     let mut effects = Effects::default();
     engine.apply(2, &batch.finish(), &mut effects);
-    let epoch = effects.gateway_up.unwrap().epoch;
+    let epoch = effects.gateways_up[0].epoch;
     assert_eq!(epoch, 2, "an epoch is the index of its entry");
     (engine, Gateway { node: 3, epoch })
 }

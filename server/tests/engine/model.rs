@@ -324,7 +324,7 @@ impl Model {
             self.lives.retain(|life| life.gateway.node != node);
             self.lives.push(Life { gateway: Gateway { node, epoch }, nonce, sequence: 0, live: true });
         }
-        now.effects.gateway_up = Some(GatewayUp { node, nonce, epoch });
+        now.effects.gateways_up.push(GatewayUp { node, nonce, epoch });
     }
 
     fn gone(&mut self, now: &mut Now, gateway: Gateway) {

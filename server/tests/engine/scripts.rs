@@ -231,7 +231,7 @@ impl Teller {
 
     fn effects(&self, effects: &Effects) -> String {
         let mut told = String::new();
-        if let Some(up) = &effects.gateway_up {
+        for up in &effects.gateways_up {
             writeln!(told, "node {} is up, epoch {}", up.node, up.epoch).unwrap();
         }
         for refused in &effects.refused {
