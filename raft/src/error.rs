@@ -220,3 +220,109 @@ pub enum LinkClosed {
         len: usize,
     },
 }
+
+/// Why the lead was not handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This node does not lead, or does not know yet what was committed before.
+    #[error("not the leader{}", leader.map_or_else(String::new, |id| format!(", node {id} is")))]
+    NotLeader {
+        /// The leader as far as is known.
+        leader: Option<u64>,
+    },
+    /// That node does not vote.
+    #[error("node {node} is not a voter of the cluster")]
+    NotVoter {
+        /// The node.
+        node: u64,
+    },
+    /// Nobody that may lead answers and has caught up. This node leads on.
+    #[error(
+        "{} has not caught up{}; this node leads on",
+        node.map_or_else(|| "any other voter".to_owned(), |id| format!("node {id}")),
+        lag.map_or_else(String::new, |lag| format!(": it lacks {lag} entries, or does not answer"))
+    )]
+    NotCaughtUp {
+        /// The voter that has the most, or that was asked for; none when none answers.
+        node: Option<u64>,
+        /// How many entries it lacks.
+        lag: Option<u64>,
+    },
+    /// It was tried, and that node did not come to lead in time. This node does not lead any more, or not for
+    /// long: an election follows.
+    #[error("node {node} did not take the lead in time")]
+    Failed {
+        /// The node.
+        node: u64,
+        /// Who leads now, as far as is known.
+        leader: Option<u64>,
+    },
+    /// The node has stopped.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Why the members of the cluster were not changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// This node does not lead, or does not know yet what was committed before.
+    #[error("not the leader{}", leader.map_or_else(String::new, |id| format!(", node {id} is")))]
+    NotLeader {
+        /// The leader as far as is known.
+        leader: Option<u64>,
+    },
+    /// This node is a lone voter, which has no network to reach others by.
+    #[error("this node has no peers")]
+    NoPeers,
+    /// Another change is under way. Try again.
+    #[error("another change of members is under way; try again")]
+    Busy,
+    /// The number belonged to a node that was removed: its votes must not be confused with a new node's.
+    #[error("number {node} belonged to a node that was removed; take one that was never used")]
+    WasRemoved {
+        /// The number.
+        node: u64,
+    },
+    /// The node is a member with another address, or no address was given.
+    #[error("node {node} is a member with another address, or the address is missing")]
+    OtherAddress {
+        /// The node.
+        node: u64,
+    },
+    /// The cluster has no such member.
+    #[error("node {node} is not a member of the cluster")]
+    NotMember {
+        /// The node.
+        node: u64,
+    },
+    /// The learner does not answer or lacks too much: as a voter it would hold up the others.
+    #[error("node {node} has not caught up: it lacks {lag} entries, or does not answer")]
+    NotCaughtUp {
+        /// The node.
+        node: u64,
+        /// How many entries it lacks.
+        lag: u64,
+    },
+    /// Without the node there would be no majority: too few of the other voters answer.
+    #[error(
+        "without node {node} only {reached} of {voters} voters would answer; bring the others back first"
+    )]
+    WouldLoseQuorum {
+        /// The node.
+        node: u64,
+        /// How many of the others answer, this node included.
+        reached: usize,
+        /// How many others there are.
+        voters: usize,
+    },
+    /// The last voter cannot be removed.
+    #[error("the last voter cannot be removed")]
+    LastVoter,
+    /// The change may or may not happen: the leader changed, or no majority answered in time. Look at the
+    /// members.
+    #[error("the change may or may not happen; look at the members")]
+    Unknown,
+    /// The node has stopped.
+    #[error("{0}")]
+    Stopped(String),
+}

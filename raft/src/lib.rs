@@ -8,12 +8,20 @@
 //! ```
 //!
 //! The log is the database: a payload lies once, in its segment; the state machine keeps addresses of bodies
-//! ([`BodyAddr`]) and says which are still referenced ([`Bodies::retain`]). A node
-//! is its cluster's only voter so far. No type of the consensus library is visible from outside, in a file, or
-//! on the wire.
+//! ([`BodyAddr`]) and says which are still referenced ([`Bodies::retain`]). A node is a lone voter or, with
+//! [`Peering`], a member of a cluster that forms by itself. No type of the consensus library is visible from
+//! outside, in a file, or on the wire.
+//!
+//! ```text
+//! openraft ─ network ─> peer (a line each) ─┐                 ┌─> serve ─> openraft
+//!                                   hello ──┴── frame ── net ─┤
+//! Link ─────────────────────────────────────┘                 └─> Link
+//! forming: a new cluster    members, changes: who belongs to it    peers: whom this node remembers
+//! ```
 
 mod bodies;
 mod body_segment;
+mod changes;
 mod cluster;
 mod completion;
 mod disk;
@@ -23,6 +31,7 @@ mod format;
 mod forming;
 mod forward;
 mod frame;
+mod handover;
 mod hello;
 mod identity;
 pub mod inspect;
@@ -43,6 +52,7 @@ mod payload;
 mod peer;
 mod peers;
 mod prepare;
+mod progress;
 mod proposal;
 mod recover;
 mod ring;
@@ -61,7 +71,8 @@ mod types;
 pub use bodies::{Bodies, DiskUsage};
 pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, FaultDisk, RealDisk};
 pub use error::{
-    BodyError, Corruption, Fatal, LinkClosed, LinkError, NotProposed, ReadError, SnapshotError, StartError,
+    BodyError, Corruption, Fatal, LinkClosed, LinkError, MembershipError, NotProposed, ReadError,
+    SnapshotError, StartError, TransferError,
 };
 pub use leadership::Leadership;
 pub use link::{Link, LinkReceiver, LinkSender};
@@ -69,6 +80,7 @@ pub use net::{Net, TcpNet, Wire};
 pub use node::{Node, Role, Status};
 pub use options::{Options, Peering};
 pub use payload::{BodyAddr, Payload};
+pub use progress::MemberStatus;
 pub use proposal::{Outcome, Proposal};
 pub use sim::{SimHub, SimNet};
 pub use state::{SnapshotImage, StateMachine};

@@ -12,8 +12,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use crate::bodies::Bodies;
+use crate::changes::Changes;
 use crate::cluster::Cluster;
-use crate::error::{Fatal, LinkError, NotProposed, ReadError, SnapshotError, StartError};
+use crate::error::{
+    Fatal, LinkError, MembershipError, NotProposed, ReadError, SnapshotError, StartError, TransferError,
+};
 use crate::flush::Flusher;
 use crate::hello::{self, MeetError, Purpose};
 use crate::identity::{Identity, id_text};
@@ -27,11 +30,12 @@ use crate::open::{self, Storage};
 use crate::options::Options;
 use crate::payload::Payload;
 use crate::prepare::Preparer;
+use crate::progress::{MemberStatus, Progress};
 use crate::proposal::{self, Proposal};
 use crate::state::StateMachine;
 use crate::store::Store;
 use crate::types::{Member, TypeConfig};
-use crate::{forming, members, serve};
+use crate::{forming, handover, members, serve};
 
 /// A running node. Cloning gives another handle to the same one; when the last one is dropped without
 /// [`Node::shutdown`], the node stops as if it had crashed.
@@ -56,6 +60,8 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     /// The peers; a lone voter has none.
     cluster: Option<Arc<Cluster>>,
+    /// The means to change who they are.
+    changes: Option<Arc<Changes>>,
     flusher: Mutex<Option<Flusher>>,
 }
 
@@ -113,6 +119,10 @@ impl Node {
             log_retention_bytes: options.log_retention_bytes,
         };
         let keeper = tokio::spawn(keeper.run(requests));
+        let changes = cluster.clone().map(|cluster| {
+            let (raft, leadership) = (raft.clone(), leadership.clone());
+            Arc::new(Changes { cluster, raft, leadership, one: tokio::sync::Mutex::default() })
+        });
         let max_inflight = u32::try_from(options.max_inflight_bytes).unwrap_or(u32::MAX);
         let inner = Inner {
             raft,
@@ -126,6 +136,7 @@ impl Node {
             tasks: [keeper.abort_handle(), follower.abort_handle(), completer.abort_handle()],
             leadership,
             cluster,
+            changes,
             flusher: Mutex::new(Some(flusher)),
         };
         let node = Self { inner: Arc::new(inner) };
@@ -145,6 +156,9 @@ impl Node {
         cluster.spawn(serve::run(cluster.clone()));
         cluster.spawn(forming::run(cluster.clone(), raft.clone()));
         cluster.spawn(members::follow(cluster.clone(), raft.clone()));
+        if let Some(changes) = &self.inner.changes {
+            cluster.spawn(changes.clone().finish());
+        }
     }
 
     /// Prefers what the disk said over what consensus made of it.
@@ -241,6 +255,52 @@ impl Node {
         self.inner.leadership.clone()
     }
 
+    /// Hands the lead to the voter `to`, or to the one that has caught up best; answers who leads now. That
+    /// voter must answer and have everything that is in the log at the time of the call (it is given one
+    /// election timeout to get there). Proposals are refused meanwhile, for a few milliseconds. Answers when
+    /// the other one is known to lead.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        let inner = &*self.inner;
+        let Some(cluster) = &inner.cluster else {
+            return Err(TransferError::NotCaughtUp { node: None, lag: None });
+        };
+        let election = cluster.timing.election;
+        handover::run(cluster.node, &inner.raft, self.watch_leadership(), to, election).await
+    }
+
+    /// Lets a node in that receives the log and has no vote. Its number must never have been used before. Adding
+    /// a member again, with the same address, changes nothing. On the leader only; answers when it is committed.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn add_learner(&self, id: u64, address: String) -> Result<(), MembershipError> {
+        self.changes()?.add_learner(id, address).await
+    }
+
+    /// Gives a learner a vote, once it has caught up. On the leader only; answers when it is committed.
+    ///
+    /// # Errors
+    /// See [`MembershipError`]; `NotCaughtUp` says how far the learner is behind.
+    pub async fn promote(&self, id: u64) -> Result<(), MembershipError> {
+        self.changes()?.promote(id).await
+    }
+
+    /// Removes a voter or learner, for ever: its number is not used again, and it is refused when it connects. A
+    /// leader that removes itself hands over a moment later. On the leader only; answers when it is committed.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub async fn remove(&self, id: u64) -> Result<(), MembershipError> {
+        self.changes()?.remove(id).await
+    }
+
+    fn changes(&self) -> Result<&Arc<Changes>, MembershipError> {
+        self.inner.changes.as_ref().ok_or(MembershipError::NoPeers)
+    }
+
     /// Opens a link to another member, for the product's own messages. There may be several at the same time.
     ///
     /// # Errors
@@ -276,6 +336,7 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> Status {
         let inner = &*self.inner;
+        let members = Progress::read(&inner.raft).members;
         let metrics = inner.raft.metrics();
         let now = metrics.borrow_watched();
         let state = inner.log.state();
@@ -302,6 +363,7 @@ impl Node {
             snapshot_index: inner.log.snapshot_index(),
             purged: state.purged.map_or(0, |purged| purged.index),
             voters: now.membership_config.voter_ids().collect(),
+            members,
             refused: inner.cluster.as_ref().and_then(|cluster| cluster.no_part()),
         }
     }
@@ -503,6 +565,8 @@ pub struct Status {
     pub purged: u64,
     /// The voters' numbers.
     pub voters: Vec<u64>,
+    /// All members of the newest membership, in the order of their numbers.
+    pub members: Vec<MemberStatus>,
     /// Why this node takes no part, when a peer that knows better has refused it: its disk was wiped, or is an
     /// old copy, or it was removed. Names the command to run. It neither votes nor receives entries.
     pub refused: Option<String>,
