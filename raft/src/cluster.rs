@@ -160,6 +160,11 @@ impl Cluster {
         };
     }
 
+    /// How far a snapshot is on its way to a follower, if one is.
+    pub(crate) fn transfer(&self, peer: u64) -> Option<(u64, u64)> {
+        self.transfers.lock().get(&peer).copied()
+    }
+
     /// Consensus, unless the node has stopped.
     pub(crate) fn raft(&self) -> Option<RaftHandle> {
         self.raft.lock().clone()

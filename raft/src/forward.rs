@@ -83,10 +83,11 @@ pub(crate) async fn send(
 async fn next(conn: &mut Conn, kind: FrameKind) -> Result<Frame, MeetError> {
     loop {
         let frame = conn.reader.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        match frame.kind {
-            FrameKind::Alive => {}
-            found if found == kind => return Ok(frame),
-            _ => return Err(hello::late_refusal(frame)),
+        if frame.kind == kind {
+            return Ok(frame);
+        }
+        if frame.kind != FrameKind::Alive {
+            return Err(hello::late_refusal(frame));
         }
     }
 }

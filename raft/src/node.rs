@@ -336,7 +336,12 @@ impl Node {
     #[must_use]
     pub fn status(&self) -> Status {
         let inner = &*self.inner;
-        let members = Progress::read(&inner.raft).members;
+        let mut members = Progress::read(&inner.raft).members;
+        if let Some(cluster) = &inner.cluster {
+            for member in &mut members {
+                member.receives = cluster.transfer(member.id);
+            }
+        }
         let metrics = inner.raft.metrics();
         let now = metrics.borrow_watched();
         let state = inner.log.state();

@@ -21,6 +21,8 @@ pub struct MemberStatus {
     pub matched: Option<u64>,
     /// How long ago it last answered. On the leader only; none before its first answer.
     pub heard: Option<Duration>,
+    /// A snapshot that this node, the leader, is sending it: bytes sent, and of how many.
+    pub receives: Option<(u64, u64)>,
 }
 
 /// All members, and the last index of the log.
@@ -44,6 +46,7 @@ impl Progress {
                 voter: voters.contains(id),
                 matched: matched.map(|id| id.index()),
                 heard: heard.map(|at| at.elapsed()),
+                receives: None,
             }
         });
         Self { members: members.collect(), last: now.last_log_index.unwrap_or(0) }

@@ -124,7 +124,10 @@ impl Shared {
     /// An entry of this leader was lost: what it held is told again by all gateways, so that their sequences have no gap.
     pub fn take_office_again(&self, office: (u64, u64)) {
         if self.leader.lock().is_some() && *self.office.borrow() == office {
-            tracing::warn!(term = office.0, "an entry was not taken by the log; gateways send again what has not applied");
+            tracing::warn!(
+                term = office.0,
+                "an entry was not taken by the log; gateways send again what has not applied"
+            );
             self.take_office(office.0);
         }
     }

@@ -26,6 +26,10 @@ use signals::Ending;
 
 /// How long a stopping server waits for what is under way. Replies that a client does not read are not waited for longer.
 const SETTLE_MAX: Duration = Duration::from_millis(700);
+/// Clients that hold a job when the server stops have this long to finish it, in microseconds.
+const LET_GO_WITHIN_US: u64 = 150_000;
+/// How long a stopping server waits for clients to close.
+const LET_GO_MAX: Duration = Duration::from_millis(300);
 /// How often a stopping server looks whether it has settled.
 const SETTLE_POLL: Duration = Duration::from_millis(2);
 
@@ -202,28 +206,27 @@ async fn take_office(shared: Arc<Shared>, node: Node, started: std::time::Instan
     pump(shared, node).await;
 }
 
-/// Takes no more commands, waits for those under way and their replies, and closes the log.
+/// Hands over, lets the clients go, waits for what is under way and its replies, and closes the log.
 async fn finish(shared: &Shared, node: &Node, clustered: bool, ending: &mut Ending) -> ExitCode {
     tracing::info!("stopping: finishing what is under way");
     let settled = async {
         if clustered {
             hand_over(node).await;
         }
+        let_go(shared).await;
         {
             let mut gateway = shared.gateway.lock();
             gateway.stop();
             shared.wake_for(&gateway);
         }
-        while !shared.gateway.lock().is_settled() {
-            tokio::time::sleep(SETTLE_POLL).await;
-        }
+        settle(shared).await;
         if clustered {
-            let mut gateway = shared.gateway.lock();
-            gateway.retire();
-            shared.wake_for(&gateway);
-        }
-        while !shared.gateway.lock().is_settled() {
-            tokio::time::sleep(SETTLE_POLL).await;
+            {
+                let mut gateway = shared.gateway.lock();
+                gateway.retire();
+                shared.wake_for(&gateway);
+            }
+            settle(shared).await;
         }
         node.shutdown().await;
     };
@@ -237,11 +240,39 @@ async fn finish(shared: &Shared, node: &Node, clustered: bool, ending: &mut Endi
     ExitCode::SUCCESS
 }
 
+/// Closes clients' connections between two commands, as far as that is soon done.
+async fn let_go(shared: &Shared) {
+    {
+        let mut gateway = shared.gateway.lock();
+        gateway.let_go(LET_GO_WITHIN_US);
+        shared.wake_for(&gateway);
+    }
+    let gone = async {
+        while shared.gateway.lock().connections() > 0 {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+    };
+    // Those that are left do not read what they are owed, or go on sending.
+    tokio::time::timeout(LET_GO_MAX, gone).await.ok();
+}
+
+async fn settle(shared: &Shared) {
+    while !shared.gateway.lock().is_settled() {
+        tokio::time::sleep(SETTLE_POLL).await;
+    }
+}
+
 /// Another node leads before this one stops, so that clients of the others hardly notice.
 async fn hand_over(node: &Node) {
     let status = node.status();
     if status.leader != Some(status.node_id) || status.voters.len() < 2 {
         return;
+    }
+    match node.transfer_leader(None).await {
+        Ok(leader) => tracing::info!(leader, "another node leads now"),
+        Err(error) => {
+            tracing::warn!(%error, "no other node took over before this one stops; they will elect one")
+        }
     }
 }
 

@@ -19,7 +19,6 @@ use crate::snapshot::{self, SnapshotFile};
 /// A snapshot being received. Dropping it removes what was received.
 pub(crate) struct Import {
     shared: Arc<MachineShared>,
-    progress: Arc<Progress>,
     above: u64,
     /// Away while a frame is being written; gone after an error.
     receiver: Option<Box<Receiver>>,
@@ -35,25 +34,14 @@ impl Import {
         let above = shared.log.complete_upto();
         shared.log.flushed().await?;
         let progress = Arc::new(Progress::default());
-        let receiver = Receiver {
-            shared: shared.clone(),
-            progress: progress.clone(),
-            above,
-            number: 0,
-            receiving: None,
-            ended: false,
-        };
-        Ok(Self { shared: shared.clone(), progress, above, receiver: Some(Box::new(receiver)) })
+        let receiver =
+            Receiver { shared: shared.clone(), progress, above, number: 0, receiving: None, ended: false };
+        Ok(Self { shared: shared.clone(), above, receiver: Some(Box::new(receiver)) })
     }
 
     /// Up to where this node has everything: what [`super::Export::begin`] is to be told.
     pub(crate) fn above(&self) -> u64 {
         self.above
-    }
-
-    /// How far it is.
-    pub(crate) fn progress(&self) -> Arc<Progress> {
-        self.progress.clone()
     }
 
     /// Takes the next frame. A call that is dropped half-way ends the import: the next one fails.

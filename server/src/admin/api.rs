@@ -6,9 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use beanpole_raft::{Role, Status};
-#[derive(Clone)]
-struct MemberStatus { id: u64, address: String, voter: bool }
+use beanpole_raft::{MemberStatus, Role, Status};
 use serde::{Deserialize, Serialize};
 
 use super::View;
@@ -29,20 +27,22 @@ pub(super) struct Cluster {
     version: &'static str,
     ready: bool,
     draining: bool,
+    /// Why the other nodes let this one take no part, if they do not.
+    refused: Option<String>,
     nodes: Vec<Member>,
 }
 
 /// One node: what the membership says of it, and what it last told of itself.
 #[derive(Serialize)]
 struct Member {
-    #[serde(skip)]
-    id: u64,
     role: &'static str,
     /// Where its peers reach it; empty for a node that is a cluster by itself.
     address: String,
     voter: bool,
     /// Committed entries that it has not applied, as far as is known.
     lag: u64,
+    /// A snapshot that the leader sends it: bytes sent, and of how many.
+    receives: Option<(u64, u64)>,
     /// How long ago it told what follows, in milliseconds; none if it never did.
     seen_ms: Option<u64>,
     #[serde(flatten)]
@@ -62,18 +62,17 @@ pub(super) async fn cluster(
         view.shared.reports.all().into_iter().map(|(report, age_ms)| (report.id, (report, age_ms))).collect();
     reports.insert(own.id, (own, 0));
     let committed = reports.values().map(|(report, _)| report.committed).max().unwrap_or(0);
-    let members: Vec<MemberStatus> = status.voters.iter().map(|id| MemberStatus { id: *id, address: String::new(), voter: true }).collect();
-    let nodes = members.iter().map(|member| {
+    let nodes = status.members.iter().map(|member| {
         let told = reports.remove(&member.id);
         let seen_ms = told.as_ref().map(|(_, age_ms)| *age_ms);
         let mut report = told.map(|(report, _)| report).unwrap_or_default();
         report.id = member.id;
         Member {
-            id: member.id,
             role: role_of(&status, member),
             address: member.address.clone(),
             voter: member.voter,
             lag: committed.saturating_sub(report.applied),
+            receives: member.receives,
             seen_ms,
             report,
         }
@@ -87,6 +86,7 @@ pub(super) async fn cluster(
         version: env!("CARGO_PKG_VERSION"),
         ready: view.not_ready().is_none(),
         draining: view.shared.gateway.lock().engine().draining(),
+        refused: status.refused.clone(),
     }))
 }
 

@@ -2,14 +2,57 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use beanpole_raft::{MembershipError, Node, TransferError};
 use serde::Deserialize;
 
 use super::View;
 
 /// What a change answers: a line of text, with a status that says whose fault a refusal is.
 type Answer = (StatusCode, String);
+
+#[derive(Deserialize)]
+pub(super) struct Transfer {
+    to: Option<u64>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct NewMember {
+    id: u64,
+    address: String,
+}
+
+pub(super) async fn transfer_leader(
+    State(view): State<Arc<View>>,
+    Query(transfer): Query<Transfer>,
+) -> Answer {
+    with_node(&view, async |node| match node.transfer_leader(transfer.to).await {
+        Ok(leader) => (StatusCode::OK, format!("node {leader} leads\n")),
+        Err(error) => (transfer_status(&error), format!("{error}\n")),
+    })
+    .await
+}
+
+pub(super) async fn add(State(view): State<Arc<View>>, Query(new): Query<NewMember>) -> Answer {
+    if new.id == 0 || u32::try_from(new.id).is_err() {
+        return (
+            StatusCode::BAD_REQUEST,
+            format!("{} is not a node's number: use 1 to {}\n", new.id, u32::MAX),
+        );
+    }
+    let done = format!("node {} is let in as a learner", new.id);
+    with_node(&view, async |node| changed(node.add_learner(new.id, new.address).await, &done)).await
+}
+
+pub(super) async fn promote(State(view): State<Arc<View>>, Path(id): Path<u64>) -> Answer {
+    with_node(&view, async |node| changed(node.promote(id).await, &format!("node {id} votes"))).await
+}
+
+pub(super) async fn remove(State(view): State<Arc<View>>, Path(id): Path<u64>) -> Answer {
+    with_node(&view, async |node| changed(node.remove(id).await, &format!("node {id} is no longer a member")))
+        .await
+}
 
 #[derive(Deserialize)]
 pub(super) struct Marking {
@@ -54,3 +97,42 @@ fn leave(view: &View, on: bool) -> Answer {
     (StatusCode::ACCEPTED, format!("node {node} {what}\n"))
 }
 
+async fn with_node(view: &View, change: impl AsyncFnOnce(&Node) -> Answer) -> Answer {
+    match view.node.get() {
+        Some(node) => change(node).await,
+        None => (StatusCode::SERVICE_UNAVAILABLE, "recovering the log; try again\n".to_owned()),
+    }
+}
+
+fn changed(result: Result<(), MembershipError>, done: &str) -> Answer {
+    match result {
+        Ok(()) => (StatusCode::OK, format!("{done}\n")),
+        Err(error) => (membership_status(&error), format!("{error}\n")),
+    }
+}
+
+fn membership_status(error: &MembershipError) -> StatusCode {
+    match error {
+        MembershipError::NotLeader { .. } => StatusCode::MISDIRECTED_REQUEST,
+        MembershipError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+        MembershipError::NotMember { .. } => StatusCode::NOT_FOUND,
+        MembershipError::NoPeers
+        | MembershipError::Busy
+        | MembershipError::WasRemoved { .. }
+        | MembershipError::OtherAddress { .. }
+        | MembershipError::NotCaughtUp { .. }
+        | MembershipError::WouldLoseQuorum { .. }
+        | MembershipError::LastVoter
+        | MembershipError::Unknown => StatusCode::CONFLICT,
+    }
+}
+
+fn transfer_status(error: &TransferError) -> StatusCode {
+    match error {
+        TransferError::NotLeader { .. } => StatusCode::MISDIRECTED_REQUEST,
+        TransferError::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+        TransferError::NotVoter { .. } | TransferError::NotCaughtUp { .. } | TransferError::Failed { .. } => {
+            StatusCode::CONFLICT
+        }
+    }
+}

@@ -29,7 +29,7 @@ use std::sync::{Arc, OnceLock};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use beanpole_raft::Node;
 
 use crate::net::{Bound, Listener};
@@ -92,6 +92,10 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/cluster", get(api::cluster))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
+        .route("/api/v1/leader", post(members::transfer_leader))
+        .route("/api/v1/members", post(members::add))
+        .route("/api/v1/members/{id}", delete(members::remove))
+        .route("/api/v1/members/{id}/promote", post(members::promote))
         .route("/api/v1/mark", post(members::mark))
         .route("/api/v1/drain", put(members::drain).delete(members::resume))
         .with_state(view)

@@ -98,6 +98,7 @@ pub struct Member {
     pub address: String,
     pub voter: bool,
     pub lag: u64,
+    pub receives: Option<(u64, u64)>,
     pub seen_ms: Option<u64>,
     pub last: u64,
     pub committed: u64,

@@ -166,6 +166,9 @@ fn row(cluster: &Cluster, node: &Member) -> [String; 12] {
 }
 
 fn note(cluster: &Cluster, node: &Member) -> String {
+    if let Some((sent, total)) = node.receives {
+        return format!("receives a snapshot: {} of {}", Size(sent), Size(total));
+    }
     match node.seen_ms {
         None => "never seen".to_owned(),
         Some(ms) if ms > SILENT_MS => format!("silent for {} s", ms / 1000),

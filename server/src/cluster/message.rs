@@ -257,9 +257,8 @@ mod tests {
         assert_eq!(Down::decode(&reports.encode().to_bytes()).unwrap(), reports);
         let batch = Payload::from_parts(vec![Bytes::from("head"), Bytes::from("body")]);
         let bytes = Up::Tell(ToLeader::Batch(batch)).encode().to_bytes();
-        match Up::decode(1, bytes).unwrap() {
-            Up::Tell(ToLeader::Batch(batch)) => assert_eq!(batch.to_bytes(), "headbody"),
-            other => panic!("{other:?}"),
-        }
+        let up = Up::decode(1, bytes).unwrap();
+        let Up::Tell(ToLeader::Batch(batch)) = up else { panic!("{up:?}") };
+        assert_eq!(batch.to_bytes(), "headbody");
     }
 }

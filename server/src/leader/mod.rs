@@ -198,12 +198,7 @@ impl Leader {
     /// Whether the batch continues its gateway's sequence. What was sent before is not proposed twice; the engine would
     /// give a repetition no effect, and neither a section with a gap before it.
     fn is_next(&mut self, engine: &Engine, items: &[Item<'_>]) -> bool {
-        let Some((gateway, sequence)) = items.iter().find_map(|item| match item {
-            Item::Section(gateway, sequence) => Some((*gateway, *sequence)),
-            _ => None,
-        }) else {
-            return false;
-        };
+        let Some(Item::Section(gateway, sequence)) = items.first().copied() else { return false };
         if gateway.epoch == 0 {
             return true;
         }

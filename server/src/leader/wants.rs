@@ -33,7 +33,8 @@ pub(super) struct Wants {
 
 impl Wants {
     /// Whether nobody waits or is offered.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.of_sessions.is_empty()
     }
 
