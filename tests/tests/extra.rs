@@ -125,6 +125,80 @@ fn fdatasync_is_done_before_the_reply() {
     }
 }
 
+#[test]
+fn a_full_disk_refuses_puts_loses_nothing_and_takes_deletes() {
+    let name = "a_full_disk_refuses_puts_loses_nothing_and_takes_deletes";
+    if extra::skip_unless_wanted(name) {
+        return;
+    }
+    let Some(disk) = SmallDisk::mount() else { return extra::skipped(name, "no right to mount a tmpfs") };
+    let ballast = disk.dir.path().join("ballast");
+    fs::write(&ballast, vec![0; SmallDisk::BALLAST_BYTES]).unwrap();
+    let mut server = Server::start(&Setup::beanpole(BIN).on(disk.dir.path().join("data")));
+    let mut client = server.connect();
+    let body = |number: usize| format!("{number:08}").repeat(1_000);
+    let mut kept = Vec::new();
+    let refused = (0..SmallDisk::PUTS_MAX).find_map(|number| {
+        let reply = client.put(0, 0, 60, body(number).as_bytes()).unwrap();
+        if reply.word() != "INSERTED" {
+            return Some(reply.line);
+        }
+        kept.push((reply.number(), number));
+        None
+    });
+    assert_eq!(refused.as_deref(), Some("OUT_OF_MEMORY"), "after {} puts", kept.len());
+    for (id, _) in kept.drain(..kept.len() / 2) {
+        assert_eq!(client.command(&format!("delete {id}")).unwrap().line, "DELETED");
+    }
+    server.crash_and_restart();
+    let mut client = server.connect();
+    for (id, number) in &kept {
+        assert_eq!(client.command(&format!("peek {id}")).unwrap().text(), body(*number));
+    }
+    assert_eq!(client.command("stats").unwrap().stat("current-jobs-ready"), Some(kept.len().to_string()));
+    // With room again it takes jobs again, without a restart.
+    fs::remove_file(&ballast).unwrap();
+    let again = wait::until(|| (client.put(0, 0, 60, b"room").unwrap().word() == "INSERTED").then_some(()));
+    assert!(again.is_some(), "puts are still refused");
+}
+
+/// A file system in memory that two segments fill; unmounted when dropped.
+struct SmallDisk {
+    dir: TempDir,
+}
+
+impl SmallDisk {
+    /// Room for three segments of 64 MiB.
+    const BYTES: usize = 210 << 20;
+    /// What keeps the third one out.
+    const BALLAST_BYTES: usize = 60 << 20;
+    /// Far more puts than the disk holds.
+    const PUTS_MAX: usize = 40_000;
+
+    fn mount() -> Option<SmallDisk> {
+        let dir = TempDir::new().unwrap();
+        let size = format!("size={}", SmallDisk::BYTES);
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(SmallDisk { dir })
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the server may still be going down.
+        let unmounted = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "{} stays mounted",
+            self.dir.path().display()
+        );
+    }
+}
+
 /// All threads of a process have a tracer.
 fn all_threads_traced(pid: u32) -> Option<()> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
