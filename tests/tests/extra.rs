@@ -191,11 +191,9 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: the server may still be going down.
         let unmounted = Command::new("umount").arg("-l").arg(self.dir.path()).status();
-        assert!(
-            unmounted.is_ok_and(|status| status.success()),
-            "{} stays mounted",
-            self.dir.path().display()
-        );
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.dir.path().display());
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::compare::{self, Baseline};
 use super::pair::{Pair, Side};
@@ -17,13 +17,15 @@ const NEVER_ID: u64 = 9_000_000_000_000_000;
 const REST: Duration = Duration::from_millis(1500);
 /// A burst that takes longer is blurred: what was set to two seconds might be over, or not.
 const BURST_MAX: Duration = Duration::from_millis(300);
+/// A difference between clock and time that nothing but setting the clock explains.
+const CLOCK_SET: Duration = Duration::from_millis(100);
 
 /// How a sequence ended.
 #[derive(Debug)]
 pub enum Verdict {
     /// No difference.
     Agree(Summary),
-    /// A burst took too long for a comparison to mean anything.
+    /// A burst took too long for a comparison to mean anything, or the machine's clock was set meanwhile.
     Blurred,
     /// A difference.
     Differ {
@@ -44,13 +46,34 @@ pub fn run(pair: &mut Pair, steps: &[Step], options: &Options) -> Verdict {
         Err(stop) => return stop.verdict(0, String::new()),
     };
     let mut begun = 0;
+    let clock = WallClock::read();
     let outcome = steps.iter().try_for_each(|step| {
         begun += 1;
         run.step(step)
     });
     match outcome.and_then(|()| run.finish()) {
         Ok(()) => Verdict::Agree(run.summary),
+        Err(_) if clock.was_set() => Verdict::Blurred,
         Err(stop) => stop.verdict(begun, run.transcript),
+    }
+}
+
+/// The machine's clock beside the time that really passed. beanstalkd reckons delays and ages by the clock, so that setting
+/// it (virtual machines do so now and then) makes jobs due and old at once. Beanpole does not, and then they differ rightly.
+struct WallClock {
+    wall: SystemTime,
+    real: Instant,
+}
+
+impl WallClock {
+    fn read() -> WallClock {
+        WallClock { wall: SystemTime::now(), real: Instant::now() }
+    }
+
+    /// Whether the clock has moved by noticeably more or less than the time that passed since.
+    fn was_set(&self) -> bool {
+        let real = self.real.elapsed();
+        self.wall.elapsed().map_or(true, |wall| wall.abs_diff(real) > CLOCK_SET)
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Summary {
     pub sequences: u64,
     /// Commands sent to each server.
     pub commands: u64,
-    /// Sequences given up because a burst took so long that time blurred it (timed mode only).
+    /// Sequences given up because time blurred them: a burst took too long (timed mode only), or the machine's clock was set.
     pub blurred: u64,
     /// Reserves that had to wait.
     pub waited: u64,
@@ -131,7 +131,11 @@ pub fn run(options: &Options, open: &OpenPair) -> Result<Summary, RunError> {
         let steps = generate(seed, options.steps, options.mode);
         match lockstep::run(&mut pair, &steps, options) {
             Verdict::Agree(done) => summary.add(done),
-            Verdict::Blurred => summary.blurred += 1,
+            Verdict::Blurred => {
+                summary.blurred += 1;
+                // It was given up where it stood: its jobs are still there.
+                pair = open()?;
+            }
             Verdict::Differ { what, .. } => {
                 drop(pair);
                 return Err(RunError::Mismatch(Box::new(explain(options, open, seed, steps, what))));
@@ -152,10 +156,11 @@ fn explain(options: &Options, open: &OpenPair, seed: u64, steps: Vec<Step>, what
         let mut pair = clean.take().or_else(|| open().ok())?;
         match lockstep::run(&mut pair, steps, &options) {
             Verdict::Differ { what, transcript, after } => Some((after, (what, transcript))),
-            Verdict::Agree(_) | Verdict::Blurred => {
+            Verdict::Agree(_) => {
                 clean = Some(pair);
                 None
             }
+            Verdict::Blurred => None,
         }
     };
     match shrink::shrink(steps.clone(), limit, attempt) {
