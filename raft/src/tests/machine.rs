@@ -109,6 +109,7 @@ impl StateMachine for TestMachine {
         let mut seen = self.seen.lock();
         assert_eq!(seen.restored, Some(index));
         seen.brought.push(index);
+        check_bodies(&seen, self.bodies.as_ref().expect("attached first"));
     }
 
     fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr)) {

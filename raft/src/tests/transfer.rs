@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use openraft::storage::RaftStateMachine;
 
 use super::machine::{check_bodies, drop_body, put};
 use super::rig::{DIR, PATIENCE, Rig, entry, segments, within};
@@ -125,6 +126,54 @@ async fn brought_forward() {
         let follower = Follower::start(&disk).await.unwrap();
         assert!(follower.seen.lock().live.contains_key(&next.index));
         check_bodies(&follower.seen.lock(), &follower.bodies());
+    }
+}
+
+/// Entries that were never committed are in the ring when a snapshot comes that holds others under the same
+/// indexes: from the first moment the bodies are those of the snapshot (the machine looks, before the purge).
+#[tokio::test]
+async fn stale_entries_in_memory() {
+    let leader = leader().await;
+    let follower = Follower::start(&behind().await).await.unwrap();
+    let at = Position { term: 1, index: COMMON };
+    let stray = |index| normal(2, index, &put(&[0xee; 700]));
+    follower.receive(2, Some(at), (COMMON + 1..=60).map(stray).collect(), at).await;
+    bring_forward(&leader.shared, &follower, 3).await.unwrap();
+    check_equal(&leader, &follower);
+}
+
+/// The process dies after the installation and before a word of it is in the log, which has fewer entries than
+/// the snapshot covers, or more, of another term: the start discards them, and so does one after a second crash
+/// in the middle of that.
+#[tokio::test]
+async fn crash_before_the_purge() {
+    let leader = leader().await;
+    for (disk, above) in [(FaultDisk::new(), 0), (diverged(60).await, COMMON), (diverged(200).await, COMMON)]
+    {
+        let (machine, _) = super::machine::TestMachine::new();
+        let mut storage = crate::open::open(&inline(&disk), Box::new(machine)).unwrap();
+        storage.log.completions.spawn();
+        let shared = storage.machine.shared();
+        let received = import(&shared, &frames(&leader.shared, above).await).await.unwrap();
+        let meta = received.meta.clone();
+        storage.machine.install_snapshot(&meta, received).await.unwrap();
+        let disk = disk.kill();
+        for cut in 0.. {
+            let again = disk.kill();
+            again.cut_after(cut);
+            let started = Follower::start(&again).await;
+            let whole = match &started {
+                Ok(follower) => follower.purged(SNAPSHOT).await.is_ok(),
+                Err(_) => false,
+            };
+            drop(started);
+            assert!(
+                check_survivor(&leader, &again.power_cut(cut), &Live::new(), &format!("cut {cut}")).await
+            );
+            if whole {
+                break;
+            }
+        }
     }
 }
 
