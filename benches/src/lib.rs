@@ -10,6 +10,7 @@
 pub mod args;
 pub mod body;
 pub mod environment;
+pub mod failover;
 pub mod ledger;
 pub mod link;
 pub mod load;

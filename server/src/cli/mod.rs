@@ -2,6 +2,7 @@
 
 mod admin;
 mod cluster;
+mod dev;
 mod node;
 mod segment;
 
@@ -31,6 +32,8 @@ enum Verb {
     Node(node::NodeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
+    /// Try things out on one machine: a throw-away cluster
+    Dev(dev::DevArgs),
 }
 
 /// Parses the process's arguments and runs the verb.
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Node(args) => node::run(&args),
         Verb::Segment(args) => segment::run(&args),
+        Verb::Dev(args) => dev::run(&args),
     }
 }
 
