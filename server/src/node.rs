@@ -227,10 +227,17 @@ impl StateMachine for Machine {
     }
 
     fn restore(&mut self, _index: u64, image: &mut dyn Read) -> std::io::Result<()> {
-        let mut gateway = self.shared.gateway.lock();
-        *gateway.engine_mut() = Engine::restore(image)?;
-        gateway.brought_forward();
+        // Read without the lock: it takes as long as the image is large.
+        let engine = Engine::restore(image)?;
+        *self.shared.gateway.lock().engine_mut() = engine;
         Ok(())
+    }
+
+    fn brought_forward(&mut self, index: u64) {
+        let mut gateway = self.shared.gateway.lock();
+        gateway.brought_forward();
+        gateway.applied_up_to(index);
+        self.shared.wake_for(&gateway);
     }
 
     fn for_each_live(&self, f: &mut dyn FnMut(BodyAddr)) {
