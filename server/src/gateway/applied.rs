@@ -91,10 +91,12 @@ impl Gateway {
 
     /// The cluster has ended this gateway's life: its clients' jobs are others' now. It begins another.
     fn life_ended(&mut self) {
-        tracing::warn!(
-            node = self.node,
-            "this node was taken for dead by the cluster; its clients are disconnected"
-        );
+        if !self.stopping {
+            tracing::warn!(
+                node = self.node,
+                "the cluster took this node for dead; its clients are disconnected"
+            );
+        }
         self.epoch = None;
         self.nonce = self.nonce.map(|nonce| nonce.wrapping_add(1));
         self.open = None;

@@ -516,7 +516,8 @@ impl Gateway {
 
     /// What a leader on this node looks at.
     pub fn ground(&mut self) -> crate::leader::Ground<'_> {
-        crate::leader::Ground { engine: &self.engine, clocks: &mut self.clocks }
+        let confirmed = self.standing() == lease::Standing::Good;
+        crate::leader::Ground { engine: &self.engine, clocks: &mut self.clocks, confirmed }
     }
 
     // ---- towards sockets ----

@@ -42,6 +42,8 @@ pub struct Ground<'a> {
     pub engine: &'a Engine,
     /// This node's clocks.
     pub clocks: &'a mut Clocks,
+    /// A quorum has confirmed not long ago that this node leads.
+    pub confirmed: bool,
 }
 
 /// A message of a gateway to the leader. Order matters, and nothing may be lost in between: after a loss everything
@@ -394,6 +396,11 @@ impl Leader {
 
     fn end_silent_gateways(&mut self, ground: &mut Ground<'_>) {
         let now = ground.clocks.monotonic();
+        if !ground.confirmed {
+            // It may be this node that nobody hears: others' time begins when it is heard again.
+            self.since = now;
+            return;
+        }
         let silent: Vec<Gateway> = ground
             .engine
             .live_gateways()
