@@ -34,6 +34,10 @@ use crate::types::TypeConfig;
 /// The consensus library's handle.
 pub(crate) type RaftHandle = Raft<TypeConfig, Machine>;
 
+/// How often what the others have acknowledged is made durable.
+const BOOK_EVERY: Duration = Duration::from_secs(10);
+/// Closed connections that may wait to be looked at.
+const LOSSES_WAITING: usize = 64;
 /// Links that may wait to be accepted.
 const LINKS_WAITING: usize = 64;
 
@@ -75,7 +79,7 @@ pub(crate) struct Cluster {
     pub(crate) address: String,
     /// The members that a new cluster begins with.
     pub(crate) plan: BTreeMap<u64, String>,
-    pub(crate) book: PeerBook,
+    pub(crate) book: Arc<PeerBook>,
     pub(crate) log: Arc<Log>,
     expect_cluster: Option<String>,
     identity: Mutex<Identity>,
@@ -83,6 +87,8 @@ pub(crate) struct Cluster {
     formed: watch::Sender<bool>,
     /// One adopts or makes a cluster at a time.
     forming: tokio::sync::Mutex<()>,
+    /// One notes who a peer is at a time.
+    remembering: tokio::sync::Mutex<()>,
     /// Gone when the node has stopped.
     raft: Mutex<Option<RaftHandle>>,
     /// What snapshots are exported from and imported into.
@@ -91,6 +97,9 @@ pub(crate) struct Cluster {
     transfers: Mutex<BTreeMap<u64, (u64, u64)>>,
     lines: Mutex<BTreeMap<u64, Arc<Line>>>,
     tasks: Tasks,
+    /// Peers whose connection has closed, for who cares.
+    lost: mpsc::Sender<u64>,
+    losses: Mutex<Option<mpsc::Receiver<u64>>>,
     /// Links that peers have opened, to be accepted; no sender is left when the node has stopped.
     offered: Mutex<Option<mpsc::Sender<Link>>>,
     accepted: tokio::sync::Mutex<mpsc::Receiver<Link>>,
@@ -110,6 +119,7 @@ impl Cluster {
         log: Arc<Log>,
     ) -> Result<Arc<Self>, StartError> {
         let book = PeerBook::open(options.disk.clone(), &options.data_dir)?;
+        let (lost, losses) = mpsc::channel(LOSSES_WAITING);
         let (offered, accepted) = mpsc::channel(LINKS_WAITING);
         Ok(Arc::new(Self {
             node: identity.node,
@@ -117,17 +127,20 @@ impl Cluster {
             timing: Timing::new(options.election_timeout_min),
             address: peering.address.clone(),
             plan: peering.peers.clone(),
-            book,
+            book: Arc::new(book),
             log,
             expect_cluster: options.expect_cluster.clone(),
             identity: Mutex::new(identity),
             formed: watch::Sender::new(identity.cluster != 0),
             forming: tokio::sync::Mutex::default(),
+            remembering: tokio::sync::Mutex::default(),
             raft: Mutex::new(None),
             machine: Mutex::new(None),
             transfers: Mutex::default(),
             lines: Mutex::default(),
             tasks: Tasks::default(),
+            lost,
+            losses: Mutex::new(Some(losses)),
             offered: Mutex::new(Some(offered)),
             accepted: tokio::sync::Mutex::new(accepted),
             no_part: watch::Sender::new(None),
@@ -177,6 +190,17 @@ impl Cluster {
         self.raft.lock().take();
         self.machine.lock().take();
         self.offered.lock().take();
+    }
+
+    /// Notes that a connection with a peer has closed.
+    pub(crate) fn lost(&self, peer: u64) {
+        // When many wait to be looked at, this one makes no difference.
+        self.lost.try_send(peer).ok();
+    }
+
+    /// Whose connections close; to be taken once.
+    pub(crate) fn take_losses(&self) -> Option<mpsc::Receiver<u64>> {
+        self.losses.lock().take()
     }
 
     /// Puts a link that a peer has opened before who accepts them. Waits while too many wait there.
@@ -240,6 +264,7 @@ impl Cluster {
             node: identity.node,
             instance: identity.instance,
             boots: identity.boots,
+            boot: identity.boot,
             last: self.log.state().last,
             plan: self.plan_checksum(),
             member: self.members().contains_key(&to),
@@ -301,16 +326,17 @@ impl Cluster {
     }
 
     async fn remember(&self, peer: &Facts) {
-        if self.book.meet(peer.node, peer.instance, peer.boots) {
+        // Who comes second waits until what the first one brought is durable.
+        let _one = self.remembering.lock().await;
+        if self.book.meet(peer) {
             self.save_book().await;
         }
     }
 
     /// Makes what is known of the peers durable.
     pub(crate) async fn save_book(&self) {
-        // On the runtime: a small file, written once per start of a peer. A failure to write is as fatal as in
-        // any other file.
-        if let Err(error) = self.book.save() {
+        let book = self.book.clone();
+        if let Err(error) = self.log.blocking(move || book.save()).await {
             self.log.fail(&format!("writing what is known of the peers: {error}"), Vec::new());
         }
     }
@@ -451,6 +477,22 @@ impl Cluster {
         }
         let both = if committed.index < acknowledged.index { committed } else { acknowledged };
         self.book.acknowledge(peer, both)
+    }
+
+    /// Makes durable, now and then, how far the others have acknowledged; until the node stops. An idle cluster
+    /// writes nothing.
+    pub(crate) async fn keep_book(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(BOOK_EVERY).await;
+            let peers: Vec<u64> = self.acknowledged.lock().keys().copied().collect();
+            let mut news = false;
+            for peer in peers {
+                news |= self.note_committed(peer);
+            }
+            if news {
+                self.save_book().await;
+            }
+        }
     }
 
     fn committed(&self) -> Option<Position> {

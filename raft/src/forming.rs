@@ -81,8 +81,8 @@ fn may_begin(cluster: &Cluster, facts: &BTreeMap<u64, Facts>) -> bool {
 
 async fn begin(cluster: &Cluster, raft: &RaftHandle, facts: &BTreeMap<u64, Facts>) {
     let id = cluster.found().await;
-    for (node, facts) in facts {
-        cluster.book.meet(*node, facts.instance, facts.boots);
+    for facts in facts.values() {
+        cluster.book.meet(facts);
     }
     cluster.save_book().await;
     let member = |address: &String| Member { address: address.clone() };

@@ -5,7 +5,7 @@
 //! hello     magic "BEANPEER"  protocol u32  purpose u8  node wanted u64  facts
 //! welcome   protocol u32  facts
 //! refused   reason u8  cluster u128  text
-//! facts     cluster u128 (0: none yet)  node u64  instance u128  boots u64  position of the last entry
+//! facts     cluster u128 (0: none yet)  node u64  instance u128  boots u64  boot u64  last entry: position
 //!           plan u32  member u8  address: length u32, text
 //!
 //! connecting ── hello ──> accepting      refused: both sides log the reason, the connection closes
@@ -68,6 +68,8 @@ pub(crate) struct Facts {
     pub(crate) node: u64,
     pub(crate) instance: u128,
     pub(crate) boots: u64,
+    /// This start, a random number.
+    pub(crate) boot: u64,
     /// The last entry of its log.
     pub(crate) last: Option<Position>,
     /// A checksum of the ids of the members that it was told to begin with.
@@ -84,6 +86,7 @@ impl Facts {
         out.put_u64_le(self.node);
         out.put_u128_le(self.instance);
         out.put_u64_le(self.boots);
+        out.put_u64_le(self.boot);
         put_position(out, self.last);
         out.put_u32_le(self.plan);
         out.put_u8(u8::from(self.member));
@@ -96,6 +99,7 @@ impl Facts {
             node: take.u64()?,
             instance: take.u128()?,
             boots: take.u64()?,
+            boot: take.u64()?,
             last: take.position()?,
             plan: take.u32()?,
             member: take.flag()?,
@@ -436,6 +440,7 @@ mod tests {
             node: 3,
             instance: 7 << 90,
             boots: 12,
+            boot: 99,
             last: Some(Position { term: 4, index: 99 }),
             plan: 17,
             member: true,

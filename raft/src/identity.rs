@@ -33,6 +33,8 @@ pub(crate) struct Identity {
     pub(crate) boots: u64,
     pub(crate) cluster: u128,
     pub(crate) instance: u128,
+    /// Drawn at each start and not written: tells two starts from the same copy apart.
+    pub(crate) boot: u64,
 }
 
 /// An id as it is shown: 32 hexadecimal digits.
@@ -86,7 +88,7 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Star
     }
     let id = |at| u128::from_le_bytes(bytes[at..at + 16].try_into().expect("sixteen bytes"));
     let (node, boots) = (u64_at(&bytes, 16), u64_at(&bytes, 24));
-    Ok(Some(Identity { node, boots, cluster: id(32), instance: id(48) }))
+    Ok(Some(Identity { node, boots, cluster: id(32), instance: id(48), boot: rand::rng().random() }))
 }
 
 /// A new id, random.
@@ -126,7 +128,7 @@ fn create(options: &Options) -> Result<Identity, StartError> {
         return Err(Corruption { dir: dir.clone(), file: dir.join(FILE), offset: 0, what }.into());
     }
     let cluster = first_cluster(options)?;
-    Ok(Identity { node: options.node_id, boots: 1, cluster, instance: draw_id() })
+    Ok(Identity { node: options.node_id, boots: 1, cluster, instance: draw_id(), boot: rand::rng().random() })
 }
 
 /// The cluster of a directory that belongs to none: a lone voter makes one at once.

@@ -21,6 +21,7 @@
 
 mod bodies;
 mod body_segment;
+mod campaign;
 mod changes;
 mod cluster;
 mod completion;

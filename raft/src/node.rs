@@ -35,7 +35,7 @@ use crate::proposal::{self, Proposal};
 use crate::state::StateMachine;
 use crate::store::Store;
 use crate::types::{Member, TypeConfig};
-use crate::{forming, handover, members, serve};
+use crate::{campaign, forming, handover, members, serve};
 
 /// A running node. Cloning gives another handle to the same one; when the last one is dropped without
 /// [`Node::shutdown`], the node stops as if it had crashed.
@@ -156,6 +156,11 @@ impl Node {
         cluster.spawn(serve::run(cluster.clone()));
         cluster.spawn(forming::run(cluster.clone(), raft.clone()));
         cluster.spawn(members::follow(cluster.clone(), raft.clone()));
+        cluster.spawn(cluster.clone().keep_book());
+        if let Some(losses) = cluster.take_losses() {
+            let leadership = self.watch_leadership();
+            cluster.spawn(campaign::run(cluster.clone(), raft.clone(), losses, leadership));
+        }
         if let Some(changes) = &self.inner.changes {
             cluster.spawn(changes.clone().finish());
         }

@@ -196,6 +196,7 @@ impl Line {
             cluster.refused_by(self.peer, refusal);
         }
         self.down(&error.to_string());
+        cluster.lost(self.peer);
     }
 
     fn note_failure(&self, cluster: &Cluster, error: &MeetError) {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! peers   0 magic "BEANMEET"  8 version u32  12 count u32
-//!         then per node: id u64  instance u128  boots u64  acknowledged: term u64, index u64  removed u8
+//!         then per node: id u64  instance u128  boots u64  boot u64  acknowledged: term u64, index u64
+//!         removed u8
 //!         then crc u32 of all before
 //! ```
 //!
@@ -27,7 +28,7 @@ use crate::message::{Take, put_position};
 const FILE: &str = "peers";
 const MAGIC: &[u8; 8] = b"BEANMEET";
 const HEAD: usize = 16;
-const RECORD: usize = 49;
+const RECORD: usize = 57;
 
 /// What is known of one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(crate) struct Known {
     /// Its data directory; 0 while it has not been met.
     pub(crate) instance: u128,
     pub(crate) boots: u64,
+    /// Its last start that this node knows of.
+    pub(crate) boot: u64,
     /// The last committed entry that it has acknowledged to this node.
     pub(crate) acknowledged: Option<Position>,
     /// It was a member and is one no more; its number is not used again.
@@ -87,27 +90,29 @@ impl PeerBook {
                 format!("node {node} was known with another data directory"),
             ));
         }
-        if known.instance != 0 && known.boots > facts.boots {
+        let again = known.boots == facts.boots && known.boot != facts.boot;
+        if known.instance != 0 && (known.boots > facts.boots || again) {
             let (now, before) = (facts.boots, known.boots);
-            let what = "the data directory is an old copy";
-            return Err((Reason::OldCopy, format!("{what}: opened {now} times, and {before} times before")));
+            let what = format!("the data directory of node {node} is an old copy");
+            return Err((Reason::OldCopy, format!("{what}: start {now} came after start {before}")));
         }
         if key(facts.last) < key(known.acknowledged) {
             let (now, before) = (index(facts.last), index(known.acknowledged));
-            let what = format!("its log ends at entry {now}, and it had acknowledged entry {before}");
+            let what =
+                format!("the log of node {node} ends at entry {now}, and it had acknowledged entry {before}");
             return Err((Reason::LostEntries, what));
         }
         Ok(())
     }
 
     /// Notes who a node is; answers whether that is news, which must be saved.
-    pub(crate) fn meet(&self, node: u64, instance: u128, boots: u64) -> bool {
+    pub(crate) fn meet(&self, facts: &Facts) -> bool {
         let mut all = self.known.lock();
-        let known = all.entry(node).or_default();
-        if known.instance == instance && known.boots >= boots {
+        let known = all.entry(facts.node).or_default();
+        if known.instance == facts.instance && known.boots >= facts.boots {
             return false;
         }
-        (known.instance, known.boots) = (instance, boots);
+        (known.instance, known.boots, known.boot) = (facts.instance, facts.boots, facts.boot);
         true
     }
 
@@ -147,6 +152,7 @@ fn encode(known: &BTreeMap<u64, Known>) -> Vec<u8> {
         out.put_u64_le(*node);
         out.put_u128_le(known.instance);
         out.put_u64_le(known.boots);
+        out.put_u64_le(known.boot);
         put_position(&mut out, known.acknowledged);
         out.put_u8(u8::from(known.removed));
     }
@@ -164,9 +170,9 @@ fn decode(bytes: &[u8]) -> Option<BTreeMap<u64, Known>> {
     let mut known = BTreeMap::new();
     for _ in 0..u32_at(body, 12) {
         let node = take.u64()?;
-        let (instance, boots) = (take.u128()?, take.u64()?);
+        let (instance, boots, boot) = (take.u128()?, take.u64()?, take.u64()?);
         let acknowledged = take.position()?;
-        known.insert(node, Known { instance, boots, acknowledged, removed: take.flag()? });
+        known.insert(node, Known { instance, boots, boot, acknowledged, removed: take.flag()? });
     }
     take.end()?;
     Some(known)
@@ -201,7 +207,7 @@ mod tests {
 
     fn facts(instance: u128, boots: u64, last: Option<Position>) -> Facts {
         let address = "host:1".to_owned();
-        Facts { cluster: 1, node: 2, instance, boots, last, plan: 0, member: true, address }
+        Facts { cluster: 1, node: 2, instance, boots, boot: boots, last, plan: 0, member: true, address }
     }
 
     /// What was saved is there after a crash, and any damage is noticed.
@@ -211,7 +217,8 @@ mod tests {
         let dir = Path::new("d");
         disk.create_dir(dir).unwrap();
         let book = PeerBook::open(Arc::new(disk.clone()), dir).unwrap();
-        assert!(book.meet(2, 77, 3) && !book.meet(2, 77, 3) && book.meet(2, 77, 4));
+        let meet = |boots| book.meet(&facts(77, boots, None));
+        assert!(meet(3) && !meet(3) && meet(4));
         assert!(book.acknowledge(2, Position { term: 1, index: 9 }));
         assert!(!book.acknowledge(2, Position { term: 1, index: 8 }));
         assert!(book.remove(3) && !book.remove(3));
@@ -238,13 +245,15 @@ mod tests {
         let book = PeerBook::open(Arc::new(disk), Path::new("d")).unwrap();
         let at = |term, index| Some(Position { term, index });
         assert!(book.check(&facts(5, 1, None)).is_ok());
-        book.meet(2, 5, 3);
+        book.meet(&facts(5, 3, None));
         book.acknowledge(2, Position { term: 4, index: 100 });
         let reason = |facts| book.check(&facts).map_err(|(reason, _)| reason);
         assert_eq!(reason(facts(5, 3, at(4, 100))), Ok(()));
         assert_eq!(reason(facts(5, 4, at(5, 90))), Ok(()));
         assert_eq!(reason(facts(6, 9, at(9, 900))), Err(Reason::OtherInstance));
         assert_eq!(reason(facts(5, 2, at(9, 900))), Err(Reason::OldCopy));
+        let copy = Facts { boot: 77, ..facts(5, 3, at(9, 900)) };
+        assert_eq!(reason(copy), Err(Reason::OldCopy));
         assert_eq!(reason(facts(5, 4, at(4, 99))), Err(Reason::LostEntries));
         assert_eq!(reason(facts(5, 4, None)), Err(Reason::LostEntries));
         book.remove(2);

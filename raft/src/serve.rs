@@ -81,6 +81,7 @@ async fn serve(cluster: &Arc<Cluster>, met: Result<(Purpose, Conn), MeetError>) 
                 cluster.refused_by(peer, refusal);
             }
             tracing::debug!(node = cluster.node, peer, %error, "a peer's connection ended");
+            cluster.lost(peer);
         }
         Purpose::Snapshot => {
             let peer = conn.peer.node;

@@ -81,12 +81,20 @@ impl Rack {
         self.places.insert(id, Place { disk, node: Some(node), seen });
     }
 
-    /// Kills a node: its connections close, what it had not synced is lost.
+    /// Kills a node: its connections close, what it wrote stays.
     pub(crate) fn kill(&mut self, id: u64) {
         let place = self.places.get_mut(&id).unwrap();
         self.hub.crash(&address(id));
         place.node = None;
         place.disk = place.disk.kill();
+    }
+
+    /// Cuts a node's power: its connections close, and of what it had not synced some is lost, by `seed`.
+    pub(crate) fn cut_power(&mut self, id: u64, seed: u64) {
+        let place = self.places.get_mut(&id).unwrap();
+        self.hub.crash(&address(id));
+        place.disk = place.disk.power_cut(seed);
+        place.node = None;
     }
 
     pub(crate) fn node(&self, id: u64) -> &Node {

@@ -1,5 +1,9 @@
 //! Leaders die and come back.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::cluster_rig::Rack;
 use super::machine::put;
 use super::rig::within;
@@ -72,7 +76,7 @@ async fn majority_lost() {
         rack.kill(*id);
     }
     let open = rack.node(leader).propose(put(b"alone")).await.unwrap();
-    let outcome = tokio::time::timeout(std::time::Duration::from_secs(5), open).await;
+    let outcome = tokio::time::timeout(Duration::from_secs(5), open).await;
     assert!(!matches!(outcome, Ok(Outcome::Committed { .. })), "{outcome:?}");
     for id in &others {
         rack.start(*id).await;
@@ -111,4 +115,27 @@ async fn brought_forward_by_a_snapshot() {
     rack.kill(away);
     rack.start(away).await;
     rack.settled(last).await;
+}
+
+/// A leader whose process dies is followed by another one right after its lease has ended, not a random time
+/// later, and never before.
+#[tokio::test(start_paused = true)]
+async fn speed() {
+    let (mut rack, mut leader) = Rack::formed(3).await;
+    let lease = Duration::from_millis(600);
+    for _ in 0..20 {
+        rack.commit(leader, b"x").await;
+        // At least one heartbeat has renewed the lease since the commit, at most one was just due.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let start = Instant::now();
+        rack.kill(leader);
+        let next = rack.leader().await;
+        let took = start.elapsed();
+        assert!(took > lease - Duration::from_millis(80), "before the lease ended: {took:?}");
+        assert!(took < lease + Duration::from_millis(150), "{took:?}");
+        rack.start(leader).await;
+        let index = rack.commit(next, b"y").await;
+        rack.settled(index).await;
+        leader = next;
+    }
 }

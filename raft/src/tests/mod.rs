@@ -1,6 +1,7 @@
 //! Tests that reach inside: the storage suite of openraft, damaged segments, power cuts, disk use; and clusters
 //! on a network in memory.
 
+mod amnesia;
 mod cluster_rig;
 mod cuts;
 mod damage;
