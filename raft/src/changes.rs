@@ -88,7 +88,8 @@ impl Changes {
         self.apply(ChangeMembers::RemoveVoters(BTreeSet::from([id]))).await
     }
 
-    /// Finishes what a leader before left unfinished, whenever this node comes to lead; until the node stops.
+    /// Finishes what a leader before left unfinished, and sees to it that the others know where this node is
+    /// reached, whenever it comes to lead; until the node stops.
     pub(crate) async fn finish(self: Arc<Self>) {
         let mut leadership = self.leadership.clone();
         loop {
@@ -108,15 +109,34 @@ impl Changes {
 
     async fn finish_now(&self) -> bool {
         let _one = self.one.lock().await;
-        if !self.is_joint() {
-            return true;
+        if self.is_joint() {
+            let node = self.cluster.node;
+            tracing::info!(node, "a change of members is finished for an earlier leader");
+            if !self.attempt(ChangeMembers::AddVoterIds(BTreeSet::new())).await {
+                return false;
+            }
         }
-        tracing::info!(node = self.cluster.node, "a change of members is finished for an earlier leader");
-        let finished = self.apply(ChangeMembers::AddVoterIds(BTreeSet::new())).await;
-        if let Err(error) = &finished {
-            tracing::warn!(node = self.cluster.node, %error, "it was not finished");
+        self.is_reached_as_stated() || self.attempt(self.own_address()).await
+    }
+
+    async fn attempt(&self, change: Change) -> bool {
+        let made = self.apply(change).await;
+        if let Err(error) = &made {
+            tracing::warn!(node = self.cluster.node, %error, "the members were not put in order");
         }
-        finished.is_ok()
+        made.is_ok()
+    }
+
+    /// Whether the membership has the address that this node was started with. It has not when the node was a
+    /// lone voter before, or has moved.
+    fn is_reached_as_stated(&self) -> bool {
+        let members = self.cluster.members();
+        members.get(&self.cluster.node).is_none_or(|address| *address == self.cluster.address)
+    }
+
+    fn own_address(&self) -> Change {
+        let member = Member { address: self.cluster.address.clone() };
+        ChangeMembers::SetNodes(BTreeMap::from([(self.cluster.node, member)]))
     }
 
     fn is_joint(&self) -> bool {

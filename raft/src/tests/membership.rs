@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::cluster_rig::{Rack, address, until};
+use super::cluster_rig::{Place, Rack, address, until};
 use super::machine::put;
-use super::rig::within;
+use super::rig::{commit, node as lone_node, options, within};
+use crate::disk::FaultDisk;
 use crate::{MembershipError, Node, Outcome, Role};
 
 /// Adds node `id`, waits until it has caught up, and gives it a vote.
@@ -176,4 +177,31 @@ async fn leader_dies_during_a_change() {
         let index = rack.commit(rack.leader().await, b"all").await;
         rack.settled(index).await;
     }
+}
+
+/// A node that was a lone voter, with what it holds, becomes the first of a cluster.
+#[tokio::test(start_paused = true)]
+async fn from_a_lone_voter() {
+    let mut rack = Rack::new(1);
+    let disk = FaultDisk::new();
+    let mut lone = options(&disk);
+    lone.inline = true;
+    let (node, seen) = lone_node(lone).await;
+    commit(&node, put(b"old")).await;
+    let cluster = node.status().cluster_id;
+    within(node.shutdown()).await;
+    rack.places.insert(1, Place { disk: disk.kill(), node: None, seen });
+    rack.start(1).await;
+    rack.leader().await;
+    until("its address is known", || rack.node(1).status().members[0].address == address(1)).await;
+    for id in 2..=3 {
+        grow(&mut rack, 1, id).await;
+    }
+    assert!(rack.running().all(|(_, node)| node.status().cluster_id == cluster));
+    rack.kill(1);
+    let leader = rack.leader().await;
+    rack.start(1).await;
+    let index = rack.commit(leader, b"new").await;
+    rack.settled(index).await;
+    assert_eq!(rack.places[&3].seen.lock().live.len(), 2);
 }
