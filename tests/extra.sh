@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --locked -p beanpole
-export BEANPOLE_BIN=$PWD/target/release/beanpole
+export BEANPOLE_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/beanpole
 
 echo "--- long suites, and those that need a program"
 BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential} -- ${EXTRA_FILTER:-}
