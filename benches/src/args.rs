@@ -2,6 +2,7 @@
 
 use crate::body::BodySize;
 use crate::environment;
+use crate::failover::FailoverArgs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,17 @@ use std::time::Duration;
 pub struct BenchArgs {
     /// What kind of load.
     #[command(subcommand)]
-    pub mode: Mode,
+    pub what: What,
+}
+
+/// Load on one server, or on a cluster that loses nodes.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum What {
+    /// Load on one server.
+    #[command(flatten)]
+    Load(Mode),
+    /// Steady load on all nodes of a cluster while nodes die: is a job lost, is one with two workers, how long is the pause
+    Failover(FailoverArgs),
 }
 
 /// The kinds of load. All are closed loops: a connection waits for answers before it sends more.
@@ -289,10 +300,12 @@ mod tests {
             "json",
         ])
         .unwrap();
-        let Mode::Put(put) = &cli.bench.mode else { panic!("put") };
+        let What::Load(mode) = &cli.bench.what else { panic!("load") };
+        let Mode::Put(put) = mode else { panic!("put") };
         assert_eq!((put.pipeline, put.count, put.keep), (100, Some(1_000_000), true));
         assert_eq!(put.common.output, Output::Json);
-        let plan = Plan::new(&cli.bench.mode);
+        let What::Load(mode) = &cli.bench.what else { panic!("load") };
+        let plan = Plan::new(mode);
         assert_eq!(plan.roles, vec![Role::Produce { pipeline: 100, paced: false }; 64]);
         assert!(plan.own_tubes && plan.tubes.len() == 1 && plan.tubes[0].starts_with("bench-"));
         for bad in
@@ -315,7 +328,8 @@ mod tests {
     #[test]
     fn every_tube_has_a_connection_and_every_connection_a_tube() {
         let cli = Cli::try_parse_from(["bench", "cycle", "--tubes", "10"]).unwrap();
-        let plan = Plan::new(&cli.bench.mode);
+        let What::Load(mode) = &cli.bench.what else { panic!("load") };
+        let plan = Plan::new(mode);
         for connections in [1, 3, 10, 64] {
             let mut seen = [false; 10];
             for nth in 0..connections {

@@ -6,6 +6,7 @@
 //!   per operation: the generator shares the machine with the server it measures.
 //! - [`body`] and [`ledger`] are the proof: every body says what it is, every job's fate is written down.
 //! - [`meter`], [`environment`] and [`report`] are what is told at the end.
+//! - [`failover`] is another kind of run: steady load on a cluster while its nodes die.
 
 pub mod args;
 pub mod body;
@@ -21,7 +22,7 @@ pub mod session;
 pub use args::BenchArgs;
 pub use report::Report;
 
-use args::Output;
+use args::{Output, What};
 use session::RunError;
 use std::process::ExitCode;
 
@@ -37,8 +38,12 @@ const EXIT_UNREACHABLE: u8 = 3;
 ///
 /// Runs on the calling thread until the load is over. Must not be called from within a tokio runtime.
 pub fn run(args: BenchArgs) -> ExitCode {
-    let common = args.mode.common();
-    let report = match session::measure(&args.mode) {
+    let mode = match args.what {
+        What::Load(mode) => mode,
+        What::Failover(args) => return failover::run(&args),
+    };
+    let common = mode.common();
+    let report = match session::measure(&mode) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("bench: {error}");

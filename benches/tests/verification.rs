@@ -4,7 +4,7 @@
 
 mod faulty_server;
 
-use beanpole_bench::args::{BenchArgs, Mode};
+use beanpole_bench::args::{BenchArgs, Mode, What};
 use beanpole_bench::session::measure;
 use beanpole_bench::{Report, run};
 use clap::Parser;
@@ -22,7 +22,10 @@ fn args(line: &str) -> BenchArgs {
 }
 
 fn mode(line: &str) -> Mode {
-    args(line).mode
+    match args(line).what {
+        What::Load(mode) => mode,
+        What::Failover(_) => panic!("a load: {line}"),
+    }
 }
 
 fn report(fault: Fault, line: &str) -> Report {

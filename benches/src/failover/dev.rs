@@ -1,0 +1,111 @@
+//! The local cluster behind `--dev`: `beanpole dev cluster` as a child, which ends when we do, however we do.
+
+use super::admin;
+use super::args::{FailoverArgs, NodeAddress};
+use super::dev_cluster::DevCluster;
+use crate::environment::random_id;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long all nodes may take to serve.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long the cluster may take to end before it is killed; it gives its nodes 5 s.
+const END_LIMIT: Duration = Duration::from_secs(8);
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A running local cluster.
+pub struct Dev {
+    child: Child,
+    directory: PathBuf,
+    /// Whether the directory is left for somebody to look at.
+    keep: bool,
+}
+
+impl Dev {
+    /// Starts a cluster and waits until all its nodes serve.
+    pub fn start(args: &FailoverArgs) -> io::Result<Dev> {
+        let directory = std::env::temp_dir().join(format!("beanpole-failover-{:016x}", random_id()));
+        std::fs::create_dir_all(&directory)?;
+        let log = File::create(directory.join("log"))?;
+        let program = args.dev_program.clone().map_or_else(std::env::current_exe, Ok)?;
+        let child = Command::new(program)
+            .args(["dev", "cluster", "--end-with-stdin", "--nodes", &args.dev_nodes.to_string()])
+            .arg("--dir")
+            .arg(&directory)
+            .args(["--restart-after", &format!("{}ms", args.restart_after.as_millis())])
+            .arg("--")
+            .args(&args.serve_flags)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut dev = Dev { child, directory, keep: true };
+        dev.wait_until_ready(usize::from(args.dev_nodes))?;
+        dev.keep = false;
+        Ok(dev)
+    }
+
+    fn wait_until_ready(&mut self, nodes: usize) -> io::Result<()> {
+        let (deadline, log) = (Instant::now() + READY_LIMIT, self.log());
+        loop {
+            let why =
+                |what: &str| io::Error::other(format!("the local cluster {what}; see {}", log.display()));
+            if let Some(status) = self.child.try_wait()? {
+                return Err(why(&format!("ended with {status}")));
+            }
+            let ready = DevCluster::load(&self.directory).is_ok_and(|cluster| {
+                cluster.nodes.len() == nodes
+                    && cluster.nodes.iter().all(|node| admin::is_ready(&node.admin, ANSWER_LIMIT))
+            });
+            if ready {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(why(&format!("did not serve within {READY_LIMIT:?}")));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The nodes as they are now.
+    pub fn cluster(&self) -> io::Result<DevCluster> {
+        DevCluster::load(&self.directory)
+    }
+
+    /// Where clients connect.
+    pub fn addresses(&self) -> io::Result<Vec<NodeAddress>> {
+        let nodes = self.cluster()?.nodes;
+        Ok(nodes.iter().map(|n| NodeAddress { name: n.name(), address: n.clients.clone() }).collect())
+    }
+
+    /// The lines of all nodes.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Leaves the directory with data and log when the cluster ends.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // The end of its standard input is what it waits for.
+        drop(self.child.stdin.take());
+        let deadline = Instant::now() + END_LIMIT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        // If it has ended, both say so.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+        if !self.keep {
+            let _what_is_left_is_in_the_temporary_place = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+}
