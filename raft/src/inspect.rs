@@ -134,7 +134,8 @@ fn find_named(
     ids.into_iter().map(open).collect()
 }
 
-/// Lists the segments in `dir`, in order, body segments (which came with a snapshot) first. Reads headers and footers, and scans segments without a footer.
+/// Lists the segments in `dir`, in order, body segments (which came with a snapshot) first. Reads headers and
+/// footers, and scans segments without a footer.
 ///
 /// # Errors
 /// When the directory or a file cannot be read.

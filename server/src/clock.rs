@@ -67,7 +67,8 @@ impl Clocks {
         Clocks { source, last_monotonic, stamp, lease: 0, heard_lease: 0, leading: false, follows: false }
     }
 
-    /// This node leads from now on. Starts from the highest values that the log or an earlier leader has told, so that neither clock ever
+    /// This node leads from now on. Starts from the highest values that the log or an earlier leader has told, so
+    /// that neither clock ever
     /// runs backwards; time that no leader counted does not count against workers.
     pub fn take_office(&mut self, last_stamp: u64, last_lease: u64) {
         self.advance();

@@ -1,7 +1,8 @@
 //! The Beanpole server: a durable job queue that speaks the beanstalkd protocol.
 //!
 //! `ARCHITECTURE.md` at the top of the repository is the map. The way of a command: [`net`] reads it, [`gateway`] appends it
-//! to a batch, [`leader`] (on this node or another) merges batches into an entry, [`node`] proposes it to the log, [`queue`] applies it
+//! to a batch, [`leader`] (on this node or another) merges batches into an entry, [`node`] proposes it to the log,
+//! [`queue`] applies it
 //! when it is committed, and the gateway replies.
 
 use std::process::ExitCode;

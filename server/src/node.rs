@@ -156,7 +156,8 @@ impl Shared {
         Some(leader.connected(node))
     }
 
-    /// Hands a message of another node's gateway to the leader. False when it leads no longer, or the node has a newer conversation.
+    /// Hands a message of another node's gateway to the leader. False when it leads no longer, or the node has a
+    /// newer conversation.
     pub fn tell_leader(&self, node: u32, term: u64, conversation: u64, message: ToLeader) -> bool {
         let mut gateway = self.gateway.lock();
         {
@@ -277,7 +278,8 @@ impl Drop for Image {
     }
 }
 
-/// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool, and calls `tick` when
+/// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool,
+/// and calls `tick` when
 /// something is due. Ends when the node no longer takes proposals.
 pub async fn pump(shared: Arc<Shared>, node: Node) {
     let bodies = node.bodies();

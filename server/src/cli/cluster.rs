@@ -58,7 +58,8 @@ enum Verb {
         /// The node's number
         id: u64,
     },
-    /// Put a new node in the place of one whose disk is lost: lets the new one in, waits until it has caught up, takes the old one out
+    /// Put a new node in the place of one whose disk is lost: lets the new one in, waits until it has caught up,
+    /// takes the old one out
     Replace {
         /// The lost node's number
         id: u64,

@@ -1,4 +1,5 @@
-//! This node among others: its gateway speaks to the leader wherever that is, and while it leads itself, others' gateways speak to it.
+//! This node among others: its gateway speaks to the leader wherever that is, and while it leads itself, others'
+//! gateways speak to it.
 //!
 //! ```text
 //!   gateway here ── messages ──► uplink ── link ──► downlink on the leader's node ──► Leader ──► log

@@ -1,4 +1,5 @@
-//! What every node tells of itself, for operators: any node can then show all of them. It goes to the leader with each renewal of the lease and
+//! What every node tells of itself, for operators: any node can then show all of them. It goes to the leader with
+//! each renewal of the lease and
 //! comes back with all others'; nothing is decided by it.
 
 use std::collections::BTreeMap;
@@ -98,7 +99,10 @@ impl Reports {
 
     /// All reports as bytes.
     pub(super) fn encode(&self) -> Bytes {
-        serde_json::to_vec(&self.all()).unwrap_or_default().into()
+        // Rounded up, so that a report never seems newer elsewhere than it is.
+        let rounded: Vec<(Report, u64)> =
+            self.all().into_iter().map(|(report, age_ms)| (report, age_ms + 1)).collect();
+        serde_json::to_vec(&rounded).unwrap_or_default().into()
     }
 
     /// One report as bytes.

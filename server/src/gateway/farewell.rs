@@ -1,7 +1,9 @@
-//! Letting clients go before this node stops: first those that do nothing, then those that wait for a job, and those that hold one when they are
+//! Letting clients go before this node stops: first those that do nothing, then those that wait for a job, and those
+//! that hold one when they are
 //! done with it or when the time is over.
 //!
-//! A client is let go between two commands: everything it is owed is written, and what it sends afterwards is not executed. Its task then says goodbye (see
+//! A client is let go between two commands: everything it is owed is written, and what it sends afterwards is not
+//! executed. Its task then says goodbye (see
 //! `net/connection.rs`), so that no reply on its way is destroyed.
 
 use super::Gateway;

@@ -5,7 +5,8 @@
 //!        └───────────────────────────── 5 s ─────► cut off: whoever is owed an answer is closed; put is refused
 //! ```
 //!
-//! Counted from when the last answered renewal was *sent*: the leader ends a gateway that it has not heard for 5 s, so by then no client
+//! Counted from when the last answered renewal was *sent*: the leader ends a gateway that it has not heard for 5 s,
+//! so by then no client
 //! of this node believes that it still holds a job. A node that is a cluster by itself needs no lease.
 
 /// Connections that hold or await a job are kept for this long after the last answered renewal was sent, in microseconds.

@@ -486,7 +486,8 @@ impl Gateway {
         self.send_off();
     }
 
-    /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before; `other` is when the
+    /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before;
+    /// `other` is when the
     /// shell has something else to do. Until then [`Gateway::has_work`] tells when something earlier comes up.
     pub fn set_alarm(&mut self, other: Option<u64>) -> Option<u64> {
         self.clocks.advance();

@@ -58,7 +58,7 @@ impl Gateway {
         self.ask_barriers_again();
     }
 
-    /// No leader takes messages for now.
+    /// No leader takes messages any longer.
     pub fn disconnect_leader(&mut self) {
         self.connected = false;
         self.outbox.clear();

@@ -7,7 +7,8 @@
 //!                                          └── its entry applied: RESERVED, or as if nothing were ready
 //! ```
 //!
-//! A want that waits lies with the leader and costs no log entry; the leader offers it in the entry that makes a job ready. Which want
+//! A want that waits lies with the leader and costs no log entry; the leader offers it in the entry that makes a job
+//! ready. Which want
 //! gets a job is decided only by the engine, when it applies the entry. A hand-out to a want that is over is taken back.
 
 use std::sync::Arc;

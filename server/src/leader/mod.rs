@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Every node may have to lead, but only the one that does has a `Leader`; it is made anew for each term, after the term's first
-//! entry has applied, so that no offer of an earlier leader can still be on its way. What it knows of waiting reserves and of tubes in use is
+//! entry has applied, so that no offer of an earlier leader can still be on its way. What it knows of waiting
+//! reserves and of tubes in use is
 //! sent again by the gateways.
 
 mod refs;

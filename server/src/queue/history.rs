@@ -1,5 +1,7 @@
-//! A running hash over everything that entries did, and its value at marked entries: nodes that have the same hash at the same entry have
-//! done the same. It costs a few multiplications per command, and is part of the state, so a node that was brought forward by an image
+//! A running hash over everything that entries did, and its value at marked entries: nodes that have the same hash at
+//! the same entry have
+//! done the same. It costs a few multiplications per command, and is part of the state, so a node that was brought
+//! forward by an image
 //! goes on with it.
 
 use super::engine::Engine;
