@@ -116,6 +116,7 @@ impl Prepared {
         shared.set_addresses(Addresses {
             listen: clients.address(),
             admin: admin.as_ref().map_or_else(String::new, Bound::address),
+            started_ms: unix_ms(),
         });
         tracing::info!(
             clients = clients.address(),
@@ -157,6 +158,12 @@ impl Prepared {
         working.abort();
         Ok(code)
     }
+}
+
+/// Milliseconds since the Unix epoch, for people.
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn options(settings: &Settings, peers: Option<Bound>) -> std::io::Result<Options> {

@@ -112,6 +112,7 @@ pub struct Member {
     pub ready: bool,
     pub stopping: bool,
     pub leaving: u64,
+    pub started_ms: u64,
     pub mark_nonce: u64,
     pub mark_index: u64,
     pub mark_hash: String,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
+use super::roll::{self, RollArgs};
 use crate::units::Size;
 
 /// How often a state that is waited for is looked at.
@@ -77,6 +78,8 @@ enum Verb {
         #[arg(long, default_value_t = 30)]
         timeout: u64,
     },
+    /// Reboot or upgrade all nodes, one after the other, the leader last
+    Roll(RollArgs),
     /// Let another node lead
     TransferLeader {
         /// Which; else the one that is most up to date
@@ -104,6 +107,7 @@ fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
             replace(ask, *id, *new_id, address, Duration::from_secs(*timeout))
         }
         Verb::Verify { timeout } => verify(ask, Duration::from_secs(*timeout)),
+        Verb::Roll(args) => roll::run(ask, args),
         Verb::TransferLeader { to } => {
             let path = to.map_or("/api/v1/leader".to_owned(), |to| format!("/api/v1/leader?to={to}"));
             println!("{}", on_leader(ask, "POST", &path)?);

@@ -4,6 +4,7 @@ mod admin;
 mod cluster;
 mod dev;
 mod node;
+mod roll;
 mod segment;
 
 use std::process::ExitCode;

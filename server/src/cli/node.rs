@@ -11,7 +11,7 @@ use super::cluster::{SILENT_MS, is_silent};
 /// How often a state that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A node that is this many entries behind, or fewer, counts as caught up: under load there is always something under way.
-const LAG_MAX: u64 = 1_000;
+pub const LAG_MAX: u64 = 1_000;
 
 /// The flags of `beanpole node`.
 #[derive(Args, Debug)]
@@ -159,7 +159,8 @@ fn address_of(ask: &Ask, id: u64) -> Result<String, Failure> {
     Ok(node.admin.clone())
 }
 
-fn drain(ask: &Ask, id: u64, wait: bool, timeout: Duration) -> Result<u8, Failure> {
+/// Takes a node out of service.
+pub fn drain(ask: &Ask, id: u64, wait: bool, timeout: Duration) -> Result<u8, Failure> {
     let (_, cluster) = admin::cluster(ask)?;
     cluster.member(id)?;
     let objections = objections(&cluster, id);
@@ -196,7 +197,8 @@ fn drain(ask: &Ask, id: u64, wait: bool, timeout: Duration) -> Result<u8, Failur
     }
 }
 
-fn resume(ask: &Ask, id: u64) -> Result<u8, Failure> {
+/// Takes a node back into service.
+pub fn resume(ask: &Ask, id: u64) -> Result<u8, Failure> {
     println!("{}", admin::change("DELETE", &address_of(ask, id)?, "/api/v1/drain")?);
     Ok(YES)
 }

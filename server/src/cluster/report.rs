@@ -47,6 +47,8 @@ pub struct Report {
     pub stopping: bool,
     /// The node that is leaving service, as far as this one has applied; 0 if none.
     pub leaving: u64,
+    /// When its process started, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
     /// The newest mark: its number.
     pub mark_nonce: u64,
     /// The newest mark: its entry.
@@ -62,6 +64,8 @@ pub struct Addresses {
     pub listen: String,
     /// By operators; empty when there is no admin server.
     pub admin: String,
+    /// When the process started, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
 }
 
 /// The newest report of each node, and when it came.
@@ -147,6 +151,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         ready,
         stopping,
         leaving,
+        started_ms: shared.addresses().started_ms,
         mark_nonce: mark.nonce,
         mark_index: mark.index,
         mark_hash: format!("{:016x}", mark.hash),

@@ -58,6 +58,9 @@ async fn lead(
             }
             _ = renewals.tick() => {
                 shared.reports.set(report::own(shared, node));
+                if shared.gateway.lock().is_leaving() {
+                    hand_over(node).await;
+                }
                 let sent = shared.gateway.lock().now();
                 if asks.send(Ask::OwnRenew(sent)).is_err() {
                     break false;
@@ -75,6 +78,15 @@ async fn lead(
     };
     shared.leave_office();
     lives
+}
+
+/// A node that leaves service lets another one lead, if there is one that can.
+async fn hand_over(node: &Node) {
+    if node.status().voters.len() > 1
+        && let Err(error) = node.transfer_leader(None).await
+    {
+        tracing::warn!(%error, "this node leaves service but still leads; it is tried again");
+    }
 }
 
 /// Speaks to the leader on another node until something changes. False when this node stops.

@@ -120,6 +120,10 @@ impl Gateway {
         for conn in waiting {
             self.touch_session(conn, true);
         }
+        if self.is_leaving() {
+            // It was drained, stopped and started again: it is back.
+            self.set_leaving(false);
+        }
         if let Some(on) = self.draining_wanted.take() {
             self.set_draining(on);
         }
