@@ -9,10 +9,12 @@
 //!   tests/differential.rs           random lockstep   --> differential
 //!   tests/crash.rs                  kill -9           --> crash
 //!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
+//!   tests/cluster.rs                nodes that die    --> cluster
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
 
+pub mod cluster;
 pub mod connection;
 pub mod crash;
 pub mod differential;

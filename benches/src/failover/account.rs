@@ -159,6 +159,8 @@ pub struct Totals {
     pub delete_unknown: u64,
     /// Puts that were refused.
     pub refused: u64,
+    /// Of them, those that were carried out all the same.
+    pub refused_done: u64,
     /// Times that a job was handed out again, because its worker's connection was lost or its answer was.
     pub handed_out_again: u64,
     /// Jobs handed out in all, times they were.
@@ -168,9 +170,16 @@ pub struct Totals {
 impl Totals {
     /// Nothing happened that must not happen.
     pub fn ok(&self) -> bool {
-        [self.lost, self.doubled, self.overlapping, self.after_delete, self.vanished, self.corrupted]
-            .iter()
-            .all(|n| *n == 0)
+        let must_not_be = [
+            self.lost,
+            self.doubled,
+            self.overlapping,
+            self.after_delete,
+            self.vanished,
+            self.corrupted,
+            self.refused_done,
+        ];
+        must_not_be.iter().all(|n| *n == 0)
     }
 }
 
@@ -273,7 +282,10 @@ impl<F: NodeFaults> Judge<'_, F> {
         totals.handed_out_again += job.holds.len().saturating_sub(1) as u64;
         match job.put {
             PutFate::Acked { .. } => totals.acknowledged += 1,
-            PutFate::Refused => totals.refused += 1,
+            PutFate::Refused => {
+                totals.refused += 1;
+                totals.refused_done += u64::from(!job.holds.is_empty());
+            }
             PutFate::Unknown => {
                 totals.put_unknown += 1;
                 totals.put_unknown_done += u64::from(!job.holds.is_empty());
@@ -286,6 +298,9 @@ impl<F: NodeFaults> Judge<'_, F> {
             totals.lost += 1;
             totals.never_handed_out += u64::from(job.holds.is_empty());
             self.find(format!("lost: {name}: {}", tell(job)));
+        }
+        if job.put == PutFate::Refused && !job.holds.is_empty() {
+            self.find(format!("refused and carried out: {name}: {}", tell(job)));
         }
         self.doubled(name, job);
         self.holds(name, job);

@@ -1,7 +1,8 @@
 //! The clients: producers and workers, a thread and a connection each.
 //!
-//! A client stays at its node as long as its connection lives, and goes to the next one when it breaks: that is what a
-//! cluster promises to be enough. It writes down when it had success, and the account what became of every job.
+//! A client stays at its node as long as its connection lives, and goes to another one when it breaks: that is what a
+//! cluster promises to be enough. Once its own node is back it returns there between two commands, so that the load stays
+//! spread over many faults. It writes down when it had success, and the account what became of every job.
 
 use super::account::{HoldEnd, HoldRef, PutFate};
 use super::run::Shared;
@@ -82,6 +83,8 @@ pub struct Client<'a> {
     shared: &'a Shared,
     role: Role,
     bodies: Bodies,
+    /// The node that it goes to when it can.
+    home: usize,
     /// The node it is connected to, or will try first.
     node: usize,
     wire: Option<Wire>,
@@ -92,7 +95,7 @@ impl<'a> Client<'a> {
     /// A client whose first node is `node`.
     pub fn new(shared: &'a Shared, client: usize, role: Role, node: usize) -> Client<'a> {
         let bodies = Bodies::new(shared.run, shared.settings.body_size.clone());
-        Client { shared, role, bodies, node, wire: None, log: Log { client, ..Log::default() } }
+        Client { shared, role, bodies, home: node, node, wire: None, log: Log { client, ..Log::default() } }
     }
 
     /// Works until the run is over.
@@ -147,7 +150,22 @@ impl<'a> Client<'a> {
         let what = format!("connection lost during {during}: {error}");
         self.log.troubles.push(Trouble { at_ns, node: self.node, what, broken: true });
         self.shared.connection_lost(self.node, at_ns);
-        self.node = (self.node + 1) % self.shared.nodes.len();
+        self.node = self.elsewhere();
+    }
+
+    /// Another node than this one, such that the clients of a dead node spread over the others.
+    fn elsewhere(&self) -> usize {
+        let nodes = self.shared.nodes.len();
+        let others = nodes.saturating_sub(1).max(1);
+        (self.node + 1 + self.log.client % others) % nodes
+    }
+
+    /// Between two commands, holding nothing: back to the own node, if that is sound again.
+    fn return_home(&mut self) {
+        if self.node != self.home && self.shared.events.lock().is_sound(self.home, self.shared.now_ns()) {
+            self.wire = None;
+            self.node = self.home;
+        }
     }
 
     fn refused(&mut self, during: &str, reply: &ClientReply) {
@@ -190,6 +208,7 @@ impl<'a> Client<'a> {
         let interval = 1_000_000_000 * producers / u64::from(self.shared.settings.rate);
         let mut due = self.shared.now_ns() + interval * producer as u64 / producers;
         while !self.shared.is_draining() {
+            self.return_home();
             if self.wire.is_none() && !self.connect(Shared::is_draining) {
                 return;
             }
@@ -201,8 +220,10 @@ impl<'a> Client<'a> {
                 return;
             }
             self.put(producer);
-            // Turns missed in a pause are not made up for: the rate stays steady, without a burst.
-            due = (due + interval).max(self.shared.now_ns());
+            // Turns missed in a pause are not made up for, and the next ones come at the same beat as before: the rate stays
+            // steady, and the producers stay spread over it.
+            let late = self.shared.now_ns().saturating_sub(due);
+            due += (late / interval + 1) * interval;
         }
     }
 
@@ -246,6 +267,7 @@ impl<'a> Client<'a> {
 
     fn work(&mut self, hold: Duration, counted: bool) {
         while !self.shared.is_over() {
+            self.return_home();
             if self.wire.is_none() && !self.connect(Shared::is_over) {
                 return;
             }

@@ -17,6 +17,8 @@ use std::time::Duration;
 const FROZEN_LEASE_NS: u64 = 3_000_000_000;
 /// How long a node that goes on after it was frozen may take to close what it must close.
 const THAW_NS: u64 = 3_000_000_000;
+/// How long a node must have been back before clients return to it.
+const SOUND_NS: u64 = 500_000_000;
 /// How long a node may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// How long a node that was hit may take to answer before it counts as not back.
@@ -90,6 +92,12 @@ impl Events {
         self.0.iter().any(|event| event.explains(node, at_ns))
     }
 
+    /// Whether nothing has happened to `node`, or it has been back for a while.
+    pub fn is_sound(&self, node: usize, now_ns: u64) -> bool {
+        let mut of_node = self.0.iter().filter(|event| event.is_fault() && event.node == Some(node));
+        of_node.all(|event| event.back_ns.is_some_and(|back| back + SOUND_NS <= now_ns))
+    }
+
     fn add(&mut self, at_ns: u64, what: String, node: Option<usize>, form: Form) -> usize {
         self.0.push(Event { at_ns, what, node, back_ns: None, failed: None, form, was_away: false });
         self.0.len() - 1
@@ -105,7 +113,7 @@ impl Events {
 
 impl NodeFaults for Events {
     fn ended_by_fault(&self, node: usize, from_ns: u64) -> Option<u64> {
-        let of_node = self.0.iter().filter(|e| e.is_fault() && e.node.is_none_or(|n| n == node));
+        let of_node = self.0.iter().filter(|e| e.is_fault() && e.node == Some(node));
         let ends = of_node.filter_map(|event| match event.form {
             // An orderly end lets workers go one by one, which they notice themselves.
             Form::Ending | Form::Thawed => None,
@@ -196,7 +204,6 @@ impl Hand<'_> {
         let named =
             fault.node.as_ref().and_then(|name| self.shared.nodes.iter().position(|n| n.name == *name));
         let node = named.or(found.as_ref().ok().and_then(|found| found.node));
-        let form = if fault.kind == Kind::Run && node.is_none() { Form::Thawed } else { form };
         // Written down first: a client must not notice the fault before it is known.
         let at_ns = self.shared.now_ns();
         let event = self.shared.events.lock().add(at_ns, what, node, form);
@@ -330,6 +337,7 @@ mod tests {
     fn a_fault_excuses_its_own_node_until_it_is_back() {
         let killed = events(Form::Dead, Some(12 * S));
         assert!(killed.excuse(1, 10 * S) && killed.excuse(1, 12 * S));
+        assert!(!killed.is_sound(1, 12 * S) && killed.is_sound(1, 13 * S) && killed.is_sound(0, 11 * S));
         assert!(!killed.excuse(1, 9 * S) && !killed.excuse(1, 13 * S) && !killed.excuse(0, 11 * S));
         let frozen = events(Form::Frozen, Some(20 * S));
         assert!(frozen.excuse(1, 22 * S), "what a frozen node's clients held is gone when it goes on");

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 /// What one kind of command suffered from one fault, in milliseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pause {
     /// The longest time in which no client had a success.
     pub all_ms: f64,
@@ -14,17 +14,20 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// The pauses within `from_ns..to_ns` of clients with these times of success, each sorted.
-    pub fn of(clients: &[&[u64]], from_ns: u64, to_ns: u64) -> Pause {
+    /// The pauses within `from_ns..to_ns` of clients with these times of success, each sorted; `None` without clients.
+    pub fn of(clients: &[&[u64]], from_ns: u64, to_ns: u64) -> Option<Pause> {
+        if clients.is_empty() {
+            return None;
+        }
         let mut merged: Vec<u64> = clients.iter().flat_map(|times| times.iter().copied()).collect();
         merged.sort_unstable();
         let mut each: Vec<u64> = clients.iter().map(|times| longest_gap(times, from_ns, to_ns)).collect();
         each.sort_unstable();
-        Pause {
+        Some(Pause {
             all_ms: ms(longest_gap(&merged, from_ns, to_ns)),
             client_longest_ms: ms(each.last().copied().unwrap_or(0)),
             client_median_ms: ms(each.get(each.len() / 2).copied().unwrap_or(0)),
-        }
+        })
     }
 }
 
@@ -73,8 +76,8 @@ mod tests {
         const MS: u64 = 1_000_000;
         let (a, b) = ([0, 40 * MS, 80 * MS], [0, 20 * MS, 60 * MS, 80 * MS]);
         let pause = Pause::of(&[&a, &b], 1, 80 * MS);
-        assert_eq!(pause, Pause { all_ms: 20.0, client_longest_ms: 40.0, client_median_ms: 40.0 });
-        assert_eq!(Pause::of(&[], 5, 5), Pause::default());
+        assert_eq!(pause, Some(Pause { all_ms: 20.0, client_longest_ms: 40.0, client_median_ms: 40.0 }));
+        assert_eq!(Pause::of(&[], 5, 50), None, "nobody was there to feel one");
     }
 
     #[test]

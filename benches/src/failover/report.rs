@@ -79,11 +79,11 @@ pub struct FaultReport {
 pub struct Effect {
     /// Of how many clients (holders not counted).
     pub clients: usize,
-    /// Without an acknowledged put.
-    pub put: Pause,
-    /// Without a received job.
-    pub reserve: Pause,
-    /// The longest that one put took to be acknowledged, in milliseconds.
+    /// Without an acknowledged put; none if no such client was there.
+    pub put: Option<Pause>,
+    /// Without a received job; none if no such client was there.
+    pub reserve: Option<Pause>,
+    /// The longest that a put acknowledged in this time took, in milliseconds.
     pub slowest_put_ms: f64,
     /// How many times they saw an error.
     pub errors: u64,
@@ -198,9 +198,15 @@ impl Report {
         )?;
         writeln!(
             out,
-            "           {} puts unknown ({} had happened), {} deletes unknown, {} puts refused, {} handed out again; \
-             drained in {:.1} s",
-            j.put_unknown, j.put_unknown_done, j.delete_unknown, j.refused, j.handed_out_again, self.drain_s
+            "           {} puts unknown ({} had happened), {} refused ({} had happened), {} deletes unknown, {} handed out \
+             again; drained in {:.1} s",
+            j.put_unknown,
+            j.put_unknown_done,
+            j.refused,
+            j.refused_done,
+            j.delete_unknown,
+            j.handed_out_again,
+            self.drain_s
         )?;
         let total = |errors: &BTreeMap<String, u64>| errors.values().sum::<u64>();
         writeln!(
@@ -230,19 +236,16 @@ fn write_row(
     back: &str,
     effect: &Effect,
 ) -> std::fmt::Result {
-    let (p, r) = (&effect.put, &effect.reserve);
-    writeln!(
-        out,
-        "  {what:<18} {at:>8} {node:<5} {back:>9} | {:>9.0} {:>9.0} {:>9.0} | {:>9.0} {:>9.0} {:>9.0} | {:>9.0} {:>6}",
-        p.all_ms,
-        p.client_longest_ms,
-        p.client_median_ms,
-        r.all_ms,
-        r.client_longest_ms,
-        r.client_median_ms,
-        effect.slowest_put_ms,
-        effect.errors
-    )
+    let (put, reserve) = (cells(effect.put.as_ref()), cells(effect.reserve.as_ref()));
+    let (slowest, errors) = (effect.slowest_put_ms, effect.errors);
+    writeln!(out, "  {what:<18} {at:>8} {node:<5} {back:>9} | {put} | {reserve} | {slowest:>9.0} {errors:>6}")
+}
+
+fn cells(pause: Option<&Pause>) -> String {
+    match pause {
+        Some(p) => format!("{:>9.0} {:>9.0} {:>9.0}", p.all_ms, p.client_longest_ms, p.client_median_ms),
+        None => format!("{:>9} {:>9} {:>9}", "-", "-", "-"),
+    }
 }
 
 fn fault_reports(shared: &Shared, events: &Events, outcome: &Outcome) -> Vec<FaultReport> {
@@ -273,9 +276,8 @@ fn effect(logs: &[&Log], events: &Events, from_ns: u64, to_ns: u64) -> Effect {
     let reserves: Vec<&[u64]> =
         logs.iter().map(|log| &log.reserves[..]).filter(|times| !times.is_empty()).collect();
     let within = |at: &u64| (from_ns..to_ns).contains(at);
-    let times = logs.iter().flat_map(|log| &log.put_times);
-    let slowest =
-        times.filter(|(sent, took)| sent + took > from_ns && *sent < to_ns).map(|(_, took)| *took).max();
+    let answered = logs.iter().flat_map(|log| &log.put_times).filter(|(sent, took)| within(&(sent + took)));
+    let slowest = answered.map(|(_, took)| *took).max();
     let troubles = logs.iter().flat_map(|log| &log.troubles);
     let errors = troubles.filter(|t| within(&t.at_ns) && !events.excuse(t.node, t.at_ns)).count();
     Effect {
@@ -289,8 +291,10 @@ fn effect(logs: &[&Log], events: &Events, from_ns: u64, to_ns: u64) -> Effect {
 
 fn summary(faults: &[FaultReport]) -> Summary {
     let hit = || faults.iter().filter(|fault| fault.event.failed.is_none());
-    let (put_median_ms, put_longest_ms) = median_and_longest(hit().map(|f| f.effect.put.all_ms));
-    let (reserve_median_ms, reserve_longest_ms) = median_and_longest(hit().map(|f| f.effect.reserve.all_ms));
+    let (put_median_ms, put_longest_ms) =
+        median_and_longest(hit().filter_map(|f| Some(f.effect.put.as_ref()?.all_ms)));
+    let (reserve_median_ms, reserve_longest_ms) =
+        median_and_longest(hit().filter_map(|f| Some(f.effect.reserve.as_ref()?.all_ms)));
     Summary { put_longest_ms, put_median_ms, reserve_longest_ms, reserve_median_ms }
 }
 

@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// What the server does wrong, to one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test program has use for some of these")]
 pub enum Fault {
     /// Nothing.
     None,
@@ -17,6 +19,8 @@ pub enum Fault {
     Lose,
     /// Hands a job out and makes a second one of it.
     Double,
+    /// Hands a job out and leaves it ready for another worker.
+    Share,
     /// Hands a job out again after its delete was acknowledged.
     Resurrect,
     /// Changes a bit of a body.
@@ -133,7 +137,7 @@ impl Client<'_> {
             Fault::Hang => self.closing = true,
             Fault::Silent => {}
             Fault::Refuse | Fault::RefuseAndKeep => Reply::OutOfMemory.encode(&mut self.out),
-            Fault::None | Fault::Lose | Fault::Double | Fault::Resurrect | Fault::Corrupt => {
+            Fault::None | Fault::Lose | Fault::Double | Fault::Share | Fault::Resurrect | Fault::Corrupt => {
                 Reply::Inserted(JobId(id)).encode(&mut self.out);
             }
         }
@@ -153,9 +157,11 @@ impl Client<'_> {
                 self.watched.remove(tube.as_str());
                 Reply::Watching(self.watched.len() as u64).encode(&mut self.out);
             }
-            Command::Reserve => self.reserve(true),
-            Command::ReserveWithTimeout(_) => self.reserve(false),
+            Command::Reserve => self.reserve(Duration::MAX),
+            Command::ReserveWithTimeout(0) => self.reserve(Duration::ZERO),
+            Command::ReserveWithTimeout(_) => self.reserve(Duration::from_millis(100)),
             Command::Delete(id) => self.delete(id.0),
+            Command::ListTubeUsed => Reply::Using(&self.used).encode(&mut self.out),
             Command::Bury { .. } => Reply::Buried.encode(&mut self.out),
             Command::Stats => Reply::Ok(b"---\nversion: \"test\"\n").encode(&mut self.out),
             Command::StatsTube(tube) => {
@@ -175,15 +181,16 @@ impl Client<'_> {
             | Command::KickJob(_)
             | Command::StatsJob(_)
             | Command::ListTubes
-            | Command::ListTubeUsed
             | Command::ListTubesWatched
             | Command::PauseTube { .. }
             | Command::Quit => panic!("the load generator has no use for {command:?}"),
         }
     }
 
-    fn reserve(&mut self, wait: bool) {
+    /// Waits for a job, for as long as that at most.
+    fn reserve(&mut self, wait: Duration) {
         let shared = self.shared;
+        let begun = Instant::now();
         let mut state = shared.state.lock().unwrap();
         loop {
             let next = state.ready.iter().copied().find(|id| self.watched.contains(&state.jobs[id].tube));
@@ -191,18 +198,23 @@ impl Client<'_> {
                 self.hand_out(&mut state, id);
                 return;
             }
-            if !wait {
+            let left = wait.saturating_sub(begun.elapsed());
+            if left.is_zero() {
                 Reply::TimedOut.encode(&mut self.out);
                 return;
             }
-            state = shared.changed.wait(state).unwrap();
+            state = shared.changed.wait_timeout(state, left).unwrap().0;
         }
     }
 
     fn hand_out(&mut self, state: &mut State, id: u64) {
         state.handed_out += 1;
         let fault = if state.handed_out == FAULTY { state.fault } else { Fault::None };
-        state.ready.remove(&id);
+        if fault == Fault::Share {
+            self.shared.changed.notify_all();
+        } else {
+            state.ready.remove(&id);
+        }
         if fault == Fault::Double {
             let twin = Job { tube: state.jobs[&id].tube.clone(), body: state.jobs[&id].body.clone() };
             state.last_id += 1;
