@@ -1,5 +1,5 @@
-//! `beanpole cluster roll`: takes the nodes out of service one after the other, runs a command for each (a reboot, an upgrade), waits until
-//! it is back, and goes on. It stops at the first doubt, and says how to go on.
+//! `beanpole cluster roll`: takes the nodes out of service one after the other, runs a command for each (a reboot, an
+//! upgrade), waits until it is back, and goes on. It stops at the first doubt, and says how to go on.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
