@@ -519,3 +519,131 @@ fn an_idle_gateway_sets_no_alarm() {
     b.ask(1, "put 0 100 9 1\r\na\r\n");
     assert!(b.set_alarm().is_some_and(|us| us > 99 * S));
 }
+
+/// A gateway that is one of several, and whose leader is on its own node.
+fn clustered(clients: usize) -> Bench {
+    let mut b = Bench::new(clients);
+    b.gateway.join_cluster();
+    b
+}
+
+#[test]
+fn a_batch_that_is_told_again_to_a_new_leader_is_executed_once() {
+    let mut b = clustered(1);
+    b.send(0, "put 0 0 9 1\r\na\r\n");
+    let lost_sight_of = b.take_entry().unwrap();
+    // A new leader is told everything again, and proposes it before the old entry turns up after all.
+    b.leader = Some(Leader::new(2, 1, &mut b.gateway.ground()));
+    b.gateway.connect_leader();
+    let again = b.take_entry().unwrap();
+    b.commit(lost_sight_of);
+    assert_eq!(b.received(0), "INSERTED 1\r\n");
+    b.commit(again);
+    assert_eq!(b.received(0), "");
+    assert_eq!(b.gateway.engine().totals().total_jobs, 1);
+    assert_eq!(b.ask(0, "delete 1\r\n"), "DELETED\r\n");
+}
+
+#[test]
+fn a_waiting_reserve_is_known_to_the_next_leader_too() {
+    let mut b = clustered(2);
+    b.send(1, "reserve\r\n");
+    b.settle();
+    b.leader = Some(Leader::new(2, 1, &mut b.gateway.ground()));
+    b.gateway.connect_leader();
+    b.ask(0, "put 0 0 9 1\r\na\r\n");
+    assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn a_read_in_a_cluster_waits_until_the_leader_has_told_how_far_it_is_and_that_has_applied() {
+    let mut b = clustered(1);
+    b.send(0, "peek 1\r\n");
+    let barrier = b.gateway.take_barrier().unwrap();
+    assert_eq!(b.gateway.take_barrier(), None, "one question for all that came meanwhile");
+    b.gateway.barrier_reached(barrier, 3);
+    b.gateway.flush(usize::MAX);
+    assert_eq!(b.received(0), "", "entry 3 has not applied here");
+    b.gateway.applied_up_to(3);
+    b.gateway.flush(usize::MAX);
+    assert_eq!(b.received(0), "NOT_FOUND\r\n");
+}
+
+#[test]
+fn a_node_that_no_leader_answers_lets_workers_go_then_refuses_puts_and_closes_the_rest() {
+    let mut b = clustered(4);
+    assert_eq!(b.ask(0, "put 0 0 99 1\r\na\r\nreserve-job 1\r\n"), "INSERTED 1\r\nRESERVED 1 1\r\na\r\n");
+    b.send(1, "reserve\r\n");
+    b.settle();
+    let next = |b: &Bench, client: usize| b.gateway.outlook(b.clients[client].0).next;
+    b.time.0.fetch_add(3 * S - 1, SeqCst);
+    b.gateway.tick();
+    assert_eq!([next(&b, 0), next(&b, 1), next(&b, 2)], [Next::Listen; 3]);
+    b.time.0.fetch_add(1, SeqCst);
+    b.gateway.tick();
+    assert_eq!([next(&b, 0), next(&b, 1), next(&b, 2)], [Next::Close, Next::Close, Next::Listen]);
+    b.time.0.fetch_add(2 * S, SeqCst);
+    b.gateway.tick();
+    b.send(2, "use x\r\nput 0 0 9 1\r\nb\r\n");
+    assert_eq!(b.received(2), "USING x\r\nOUT_OF_MEMORY\r\n");
+    for command in ["delete 1\r\n", "reserve\r\n", "peek 1\r\n"] {
+        b.connect();
+        let client = b.clients.len() - 1;
+        b.send(client, command);
+        assert_eq!((next(&b, client), b.received(client)), (Next::Close, String::new()), "{command}");
+    }
+    let now = b.gateway.now();
+    b.gateway.renewed(now);
+    assert_eq!(b.ask(3, "put 0 0 9 1\r\nb\r\n"), "INSERTED 2\r\n");
+}
+
+#[test]
+fn a_job_handed_out_too_late_is_not_given_to_the_client() {
+    let mut b = clustered(2);
+    b.send(1, "reserve\r\n");
+    b.settle();
+    b.send(0, "put 0 0 9 1\r\na\r\n");
+    let entry = b.take_entry().unwrap();
+    b.time.0.fetch_add(3 * S, SeqCst);
+    b.commit(entry);
+    assert_eq!(b.received(1), "");
+    assert_eq!(b.gateway.outlook(b.clients[1].0).next, Next::Close);
+}
+
+#[test]
+fn a_gateway_that_was_taken_for_dead_closes_its_clients_and_begins_anew() {
+    let mut b = clustered(1);
+    b.ask(0, "put 0 0 99 1\r\na\r\nreserve-job 1\r\n");
+    b.received(0);
+    let epoch = b.gateway.engine().live_epoch(1).unwrap();
+    let mut entry = crate::queue::BatchBuilder::new(0, 0);
+    entry.section(crate::queue::Gateway { node: 2, epoch: 0 }, 0);
+    entry.gateway_gone(crate::queue::Gateway { node: 1, epoch });
+    b.commit(entry.finish());
+    assert_eq!(b.gateway.outlook(b.clients[0].0).next, Next::Close);
+    assert!(!b.gateway.is_serving());
+    let conn = b.clients[0].0;
+    b.gateway.disconnect(conn);
+    b.clients.clear();
+    b.settle();
+    assert!(b.gateway.is_serving() && b.gateway.engine().live_epoch(1) > Some(epoch));
+    b.connect();
+    assert_eq!(b.ask(0, "reserve\r\n"), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn clients_that_do_nothing_are_let_go_before_those_that_wait_or_work() {
+    let mut b = Bench::new(3);
+    b.ask(2, "put 0 0 99 1\r\na\r\nreserve\r\n");
+    b.ask(1, "use x\r\nwatch x\r\nignore default\r\nreserve\r\n");
+    b.gateway.let_go(S);
+    let next = |b: &Bench| [0, 1, 2].map(|client: usize| b.gateway.outlook(b.clients[client].0).next);
+    assert_eq!(next(&b), [Next::Goodbye, Next::Listen, Next::Listen]);
+    b.send(0, "put 0 0 9 1\r\nb\r\n");
+    assert!(b.take_entry().is_none(), "what comes after the goodbye is not executed");
+    b.pass(200_000);
+    assert_eq!(next(&b), [Next::Goodbye, Next::Goodbye, Next::Listen]);
+    assert!(b.ask(2, "delete 1\r\n").ends_with("DELETED\r\n"));
+    b.pass(100_000);
+    assert_eq!(next(&b), [Next::Goodbye; 3]);
+}

@@ -23,6 +23,9 @@ impl Gateway {
     /// Starts a reserve of a session that is owed nothing.
     pub(super) fn begin_reserve(&mut self, conn: ConnId, timeout: Option<u32>) {
         self.clocks.advance();
+        if self.is_cut_off() {
+            return self.close(conn);
+        }
         let times_out_us = timeout.map(|s| self.clocks.monotonic() + u64::from(s) * 1_000_000);
         let Some(session) = self.sessions.get_mut(conn) else { return };
         session.worker = true;
