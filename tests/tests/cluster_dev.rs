@@ -1,4 +1,5 @@
-//! `beanpole dev cluster`: what a newcomer does with it, and that it leaves nothing behind, however it ends.
+//! `beanpole dev cluster`, and `bench failover` on top of it: what a newcomer does with them, and that they leave nothing
+//! behind, however they end.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -139,4 +140,46 @@ fn a_cluster_whose_nodes_refuse_to_start_ends() {
     dev.wait_for("no node is left");
     assert_eq!(dev.exit_code(), Some(1));
     assert_eq!(entries(temporary.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn bench_failover_kills_a_leader_and_misses_nothing() {
+    // The README's experiment in one command: a local cluster under load loses its leader, and a follower by SIGTERM.
+    let temporary = TempDir::new().unwrap();
+    let out = Command::new(BIN)
+        .args([
+            "bench",
+            "failover",
+            "--dev",
+            "--duration",
+            "9s",
+            "--rate",
+            "100",
+            "--hold-long",
+            "2s",
+            "--json",
+        ])
+        .args(["--restart-after", "500ms", "--fault", "2s:kill:leader", "--fault", "6s:term:follower"])
+        .env("TMPDIR", temporary.path())
+        .output()
+        .unwrap();
+    let (json, said) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(0), "{json}{said}");
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {json}"));
+    assert!(report["jobs"]["acknowledged"].as_u64().unwrap() > 300, "{json}");
+    assert_eq!(
+        report["errors"],
+        serde_json::json!({}),
+        "clients of nodes that were not hit saw errors: {json}"
+    );
+    let faults = report["faults"].as_array().unwrap();
+    assert_eq!(faults.len(), 2, "{json}");
+    for fault in faults {
+        assert!(fault["back_ns"].is_u64() && fault["failed"].is_null(), "{json}");
+        println!("{}: put {} reserve {}", fault["what"], fault["put"], fault["reserve"]);
+    }
+    // A leader's death is felt: were it not, the measuring would be broken.
+    let pause = faults[0]["put"]["all_ms"].as_f64().unwrap();
+    assert!((200.0..5000.0).contains(&pause), "{json}");
+    assert_eq!(entries(temporary.path()), Vec::<PathBuf>::new(), "nothing is left of the cluster");
 }
