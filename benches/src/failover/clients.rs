@@ -149,7 +149,7 @@ impl<'a> Client<'a> {
         self.wire = None;
         let what = format!("connection lost during {during}: {error}");
         self.log.troubles.push(Trouble { at_ns, node: self.node, what, broken: true });
-        self.shared.connection_lost(self.node, at_ns);
+        self.shared.events.lock().connection_lost(self.node, at_ns);
         self.node = self.elsewhere();
     }
 

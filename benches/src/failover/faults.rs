@@ -21,6 +21,9 @@ const THAW_NS: u64 = 3_000_000_000;
 const SOUND_NS: u64 = 500_000_000;
 /// How long a node may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How long a node whose clients lost their connections is suspected to be dead. A dying process closes its sockets one by
+/// one, so that it may still seem to listen.
+const SUSPECT_NS: u64 = 1_000_000_000;
 /// How long a node that was hit may take to answer before it counts as not back.
 const BACK_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is asked.
@@ -79,32 +82,53 @@ impl Event {
 
 /// All that happened, in the order of time.
 #[derive(Clone, Debug, Default)]
-pub struct Events(Vec<Event>);
+pub struct Events {
+    all: Vec<Event>,
+    /// Nodes whose clients lost a connection for no known reason, and when, in ns.
+    suspects: Vec<(usize, u64)>,
+}
 
 impl Events {
     /// Everything.
     pub fn all(&self) -> &[Event] {
-        &self.0
+        &self.all
     }
 
     /// Whether a client of `node` may have had trouble at this time without that being the cluster's fault.
     pub fn excuse(&self, node: usize, at_ns: u64) -> bool {
-        self.0.iter().any(|event| event.explains(node, at_ns))
+        self.all.iter().any(|event| event.explains(node, at_ns))
     }
 
     /// Whether nothing has happened to `node`, or it has been back for a while.
     pub fn is_sound(&self, node: usize, now_ns: u64) -> bool {
-        let mut of_node = self.0.iter().filter(|event| event.is_fault() && event.node == Some(node));
+        let mut of_node = self.all.iter().filter(|event| event.is_fault() && event.node == Some(node));
         of_node.all(|event| event.back_ns.is_some_and(|back| back + SOUND_NS <= now_ns))
     }
 
     fn add(&mut self, at_ns: u64, what: String, node: Option<usize>, form: Form) -> usize {
-        self.0.push(Event { at_ns, what, node, back_ns: None, failed: None, form, was_away: false });
-        self.0.len() - 1
+        self.all.push(Event { at_ns, what, node, back_ns: None, failed: None, form, was_away: false });
+        self.all.len() - 1
     }
 
-    /// A client found `node` dead, though nobody was asked to kill it.
-    pub fn found_dead(&mut self, node: usize, at_ns: u64) {
+    /// A client of `node` lost its connection. If nothing explains that, the node is looked at: it may have died without
+    /// being asked to.
+    pub fn connection_lost(&mut self, node: usize, at_ns: u64) {
+        if !self.excuse(node, at_ns) {
+            self.suspects.push((node, at_ns));
+        }
+    }
+
+    /// The suspects that nothing explains yet and that are worth a look, oldest first.
+    fn open_suspects(&mut self, now_ns: u64) -> Vec<(usize, u64)> {
+        let mut suspects = std::mem::take(&mut self.suspects);
+        suspects.retain(|(node, at)| now_ns.saturating_sub(*at) < SUSPECT_NS && !self.excuse(*node, *at));
+        suspects.sort_by_key(|(_, at)| *at);
+        self.suspects.clone_from(&suspects);
+        suspects
+    }
+
+    /// Nobody listens at `node`, and a client noticed that first at this time.
+    fn found_dead(&mut self, node: usize, at_ns: u64) {
         if !self.excuse(node, at_ns) {
             self.add(at_ns, "seen dead".to_owned(), Some(node), Form::Dead);
         }
@@ -113,7 +137,7 @@ impl Events {
 
 impl NodeFaults for Events {
     fn ended_by_fault(&self, node: usize, from_ns: u64) -> Option<u64> {
-        let of_node = self.0.iter().filter(|e| e.is_fault() && e.node == Some(node));
+        let of_node = self.all.iter().filter(|e| e.is_fault() && e.node == Some(node));
         let ends = of_node.filter_map(|event| match event.form {
             // An orderly end lets workers go one by one, which they notice themselves.
             Form::Ending | Form::Thawed => None,
@@ -128,7 +152,7 @@ impl NodeFaults for Events {
     }
 
     fn was_frozen(&self, node: usize, from_ns: u64, to_ns: u64) -> bool {
-        self.0.iter().any(|event| {
+        self.all.iter().any(|event| {
             let until = event.back_ns.map_or(u64::MAX, |back| back + THAW_NS);
             event.form == Form::Frozen && event.node == Some(node) && event.at_ns <= to_ns && until >= from_ns
         })
@@ -221,7 +245,7 @@ impl Hand<'_> {
                     self.stopped.retain(|(_, stopped, _)| *stopped != pid);
                 }
             }
-            Err(e) => self.shared.events.lock().0[event].failed = Some(e.to_string()),
+            Err(e) => self.shared.events.lock().all[event].failed = Some(e.to_string()),
         }
     }
 
@@ -289,15 +313,16 @@ fn shell(command: &str) -> io::Result<i32> {
 /// Watches the nodes that were hit, until the run is over, and writes down when they serve again.
 pub fn watch(shared: &Shared) {
     while !shared.is_over() {
+        look_at_suspects(shared);
         let away: Vec<(usize, usize)> = {
             let events = shared.events.lock();
-            let open = events.0.iter().enumerate().filter(|(_, e)| e.is_fault() && e.back_ns.is_none());
+            let open = events.all.iter().enumerate().filter(|(_, e)| e.is_fault() && e.back_ns.is_none());
             open.filter_map(|(at, event)| Some((at, event.node?))).collect()
         };
         for (event, node) in away {
             let serves = serves(&shared.nodes[node]);
             let now = shared.now_ns();
-            let event = &mut shared.events.lock().0[event];
+            let event = &mut shared.events.lock().all[event];
             if !serves {
                 event.was_away = true;
             } else if event.was_away {
@@ -305,6 +330,15 @@ pub fn watch(shared: &Shared) {
             }
         }
         std::thread::sleep(BACK_PERIOD);
+    }
+}
+
+fn look_at_suspects(shared: &Shared) {
+    let suspects = shared.events.lock().open_suspects(shared.now_ns());
+    for (node, at_ns) in suspects {
+        if is_dead(&shared.nodes[node]) {
+            shared.events.lock().found_dead(node, at_ns);
+        }
     }
 }
 
@@ -316,7 +350,7 @@ fn serves(node: &NodeAddress) -> bool {
 }
 
 /// Whether nobody listens at a node's port.
-pub fn is_dead(node: &NodeAddress) -> bool {
+fn is_dead(node: &NodeAddress) -> bool {
     matches!(Wire::open(&node.address, BACK_LIMIT), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
@@ -329,7 +363,7 @@ mod tests {
     fn events(form: Form, back_ns: Option<u64>) -> Events {
         let mut events = Events::default();
         let event = events.add(10 * S, "x".into(), Some(1), form);
-        events.0[event].back_ns = back_ns;
+        events.all[event].back_ns = back_ns;
         events
     }
 
@@ -342,7 +376,7 @@ mod tests {
         let frozen = events(Form::Frozen, Some(20 * S));
         assert!(frozen.excuse(1, 22 * S), "what a frozen node's clients held is gone when it goes on");
         let mut failed = events(Form::Dead, None);
-        failed.0[0].failed = Some("no such process".into());
+        failed.all[0].failed = Some("no such process".into());
         assert!(!failed.excuse(1, 11 * S) && failed.ended_by_fault(1, 0).is_none());
     }
 
@@ -364,6 +398,12 @@ mod tests {
         events.found_dead(1, 5 * S);
         events.found_dead(1, 6 * S);
         assert_eq!(events.all().len(), 1);
+        events.connection_lost(1, 7 * S);
+        assert_eq!(events.open_suspects(7 * S), [], "its death explains that");
+        events.connection_lost(0, 7 * S);
+        events.connection_lost(0, 6 * S);
+        assert_eq!(events.open_suspects(7 * S - 1), [(0, 6 * S), (0, 7 * S)]);
+        assert_eq!(events.open_suspects(7 * S), [(0, 7 * S)], "the other was looked at for long enough");
         assert!(events.excuse(1, 5 * S));
     }
 

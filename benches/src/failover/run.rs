@@ -95,13 +95,6 @@ impl Shared {
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
-
-    /// A client's connection to `node` was lost: if the node turns out to be dead, that is an event.
-    pub fn connection_lost(&self, node: usize, at_ns: u64) {
-        if !self.events.lock().excuse(node, at_ns) && faults::is_dead(&self.nodes[node]) {
-            self.events.lock().found_dead(node, at_ns);
-        }
-    }
 }
 
 /// Carries out one run.
