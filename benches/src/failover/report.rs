@@ -52,6 +52,8 @@ pub struct Report {
     pub pauses: Summary,
     /// The pauses before the first fault: what the rate of the load itself makes of them.
     pub undisturbed: Effect,
+    /// What all clients felt from the beginning to the end, those of the nodes that were hit included.
+    pub whole: Effect,
     /// By what was seen: errors of clients of nodes that nothing had happened to.
     pub errors: BTreeMap<String, u64>,
     /// By what was seen: errors of clients of nodes that something had happened to.
@@ -111,6 +113,7 @@ impl Report {
         let first = faults.first().map_or(outcome.load_ns, |fault| fault.event.at_ns);
         let all: Vec<&Log> = outcome.logs.iter().collect();
         let undisturbed = effect(&all, &events, SETTLED_NS.min(first), first);
+        let whole = effect(&all, &events, SETTLED_NS.min(outcome.load_ns), outcome.load_ns);
         let (errors, excused) = errors(shared, &events, &outcome.logs);
         let seconds = outcome.load_ns as f64 / 1e9;
         let ok = jobs.ok() && outcome.drained;
@@ -127,6 +130,7 @@ impl Report {
             pauses: summary(&faults),
             faults,
             undisturbed,
+            whole,
             errors,
             excused,
             log: log.filter(|_| !ok),
@@ -178,6 +182,7 @@ impl Report {
                 writeln!(out, "  {:<18} it could not be done: {why}", "")?;
             }
         }
+        write_row(out, "all, whole run", "", "", "", &self.whole)?;
         let s = &self.pauses;
         writeln!(
             out,
@@ -257,9 +262,9 @@ fn fault_reports(shared: &Shared, events: &Events, outcome: &Outcome) -> Vec<Fau
     all.iter()
         .zip(windows)
         .map(|(event, to_ns)| {
-            let elsewhere = |log: &&Log| {
-                event.node.is_none() || log.node_at(event.at_ns).is_some_and(|n| Some(n) != event.node)
-            };
+            // Those whose node was in trouble already are no witnesses either.
+            let sound = |node: usize| Some(node) != event.node && !events.excuse(node, event.at_ns);
+            let elsewhere = |log: &&Log| log.node_at(event.at_ns).is_some_and(sound);
             let logs: Vec<&Log> = outcome.logs.iter().filter(elsewhere).collect();
             FaultReport {
                 event: (*event).clone(),
