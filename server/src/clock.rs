@@ -5,6 +5,7 @@
 //! delays early nor holds them up. The *lease clock* drives TTR. A tick adds at most one election timeout, so time in
 //! which the process was frozen, and no worker could have touched its job, does not count against the worker.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Where time comes from: the system, or a simulation.
@@ -35,6 +36,11 @@ impl TimeSource for SystemTimeSource {
     }
 }
 
+/// Microseconds as a number that can be subtracted from; 292,000 years fit.
+fn signed(us: u64) -> i64 {
+    i64::try_from(us).unwrap_or(i64::MAX)
+}
+
 /// Microseconds of a span; 584,000 years fit.
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
@@ -55,6 +61,8 @@ pub struct Clocks {
     /// The highest lease clock value that a leader has told outside the log.
     heard_lease: u64,
     leading: bool,
+    /// How far other nodes' wall clocks are ahead of this node's monotonic clock, in microseconds, as far as they told.
+    others: BTreeMap<u32, i64>,
     /// A leader's clock was heard in this process, so the stamp goes on from there, whatever the wall clock says.
     follows: bool,
 }
@@ -64,7 +72,16 @@ impl Clocks {
     pub fn new(source: Box<dyn TimeSource>) -> Self {
         let last_monotonic = source.monotonic_us();
         let stamp = source.wall_us();
-        Clocks { source, last_monotonic, stamp, lease: 0, heard_lease: 0, leading: false, follows: false }
+        Clocks {
+            source,
+            last_monotonic,
+            stamp,
+            lease: 0,
+            heard_lease: 0,
+            leading: false,
+            others: BTreeMap::new(),
+            follows: false,
+        }
     }
 
     /// This node leads from now on. Starts from the highest values that the log or an earlier leader has told, so
@@ -72,7 +89,7 @@ impl Clocks {
     /// runs backwards; time that no leader counted does not count against workers.
     pub fn take_office(&mut self, last_stamp: u64, last_lease: u64) {
         self.advance();
-        let start = if self.follows || self.leading { self.stamp } else { self.source.wall_us() };
+        let start = if self.follows || self.leading { self.stamp } else { self.wall() };
         self.stamp = start.max(last_stamp);
         self.lease = last_lease.max(self.heard_lease);
         self.leading = true;
@@ -95,6 +112,31 @@ impl Clocks {
         self.heard_lease = self.heard_lease.max(lease);
     }
 
+    /// This node's own wall clock, in microseconds since the Unix epoch.
+    pub fn own_wall(&self) -> u64 {
+        self.source.wall_us()
+    }
+
+    /// Another node's wall clock, as it told a moment ago.
+    pub fn hear_wall(&mut self, node: u32, wall_us: u64) {
+        self.advance();
+        let ahead = signed(wall_us).saturating_sub(signed(self.last_monotonic));
+        self.others.insert(node, ahead);
+    }
+
+    /// The median of the wall clocks that are known, this node's own included; of two in the middle the lower one. So one
+    /// clock that is wrong, be it the leader's, moves nothing.
+    fn wall(&self) -> u64 {
+        if self.others.is_empty() {
+            return self.source.wall_us();
+        }
+        let mut walls: Vec<i64> =
+            self.others.values().map(|ahead| ahead.saturating_add(signed(self.last_monotonic))).collect();
+        walls.push(signed(self.source.wall_us()));
+        walls.sort_unstable();
+        u64::try_from(walls[(walls.len() - 1) / 2]).unwrap_or(0)
+    }
+
     /// Lets both clocks follow the time that passed since the last call.
     pub fn advance(&mut self) {
         let now = self.source.monotonic_us();
@@ -110,7 +152,7 @@ impl Clocks {
     /// Moves the stamp towards the wall clock by a small part of the time that passed. It never steps, and as the
     /// correction is smaller than what `advance` added, it never runs backwards.
     fn slew(&mut self, elapsed: u64) {
-        let wall = self.source.wall_us();
+        let wall = self.wall();
         let most = elapsed / SLEW_DIVISOR;
         if wall > self.stamp {
             self.stamp += most.min(wall - self.stamp);
@@ -221,5 +263,23 @@ mod tests {
         fake.pass(2 * S);
         clocks.take_office(1001 * S, 69 * S);
         assert_eq!((clocks.stamp(), clocks.lease()), (1002 * S, 70 * S));
+    }
+
+    #[test]
+    fn a_leader_whose_own_clock_is_wrong_follows_the_others() {
+        let fake = Fake::default();
+        fake.wall.store(1000 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.hear_wall(2, 1000 * S);
+        clocks.hear_wall(3, 1001 * S);
+        clocks.take_office(0, 0);
+        fake.wall.fetch_add(3600 * S, SeqCst);
+        for _ in 0..36_000 {
+            fake.pass(S);
+            clocks.advance();
+        }
+        // Ten hours by a clock that is an hour ahead would have been 18 s of slewing; the median is the one a second ahead.
+        let expected = 37_000 * S;
+        assert!((expected..expected + 2 * S).contains(&clocks.stamp()), "{}", clocks.stamp());
     }
 }

@@ -171,9 +171,13 @@ impl Shared {
         true
     }
 
-    /// Notes a sign of life of another node's gateway. False when this node leads that term no longer.
-    pub fn heard_gateway(&self, node: u32, term: u64) -> bool {
-        let now = self.gateway.lock().now();
+    /// Notes a sign of life of another node's gateway, and its wall clock. False when this node leads that term no longer.
+    pub fn heard_gateway(&self, node: u32, term: u64, wall_us: u64) -> bool {
+        let now = {
+            let mut gateway = self.gateway.lock();
+            gateway.hear_wall(node, wall_us);
+            gateway.now()
+        };
         let mut leader = self.leader.lock();
         let Some(leader) = leader.as_mut().filter(|leader| leader.term() == term) else { return false };
         leader.heard(node, now);

@@ -52,9 +52,9 @@ async fn serve_link(
         let taken = match Up::decode(node, message) {
             Ok(Up::Tell(message)) => shared.tell_leader(node, term, connection, message),
             Ok(Up::Barrier { number }) => asks.send(Ask::Barrier(sender.clone(), number)).is_ok(),
-            Ok(Up::Renew { sent, report }) => {
+            Ok(Up::Renew { sent, wall, report }) => {
                 shared.reports.take(node, &report);
-                shared.heard_gateway(node, term) && asks.send(Ask::Renew(sender.clone(), sent)).is_ok()
+                shared.heard_gateway(node, term, wall) && asks.send(Ask::Renew(sender.clone(), sent)).is_ok()
             }
             Ok(Up::Hello { .. }) => false,
             Err(error) => {

@@ -10,7 +10,7 @@
 //!   5 Refers   refers u8, tube
 //!   6 Told
 //!   7 Barrier  number u64
-//!   8 Renew    sent u64, this node's report           4 Reports  all nodes' reports
+//!   8 Renew    sent u64, wall u64, its report         4 Reports  all nodes' reports
 //! tube: length u8, bytes
 //! ```
 //!
@@ -49,8 +49,8 @@ pub(super) enum Up {
     Tell(ToLeader),
     /// How far is the log committed now?
     Barrier { number: u64 },
-    /// Is there a leader with a quorum? `sent` is given back. And how this node is.
-    Renew { sent: u64, report: Bytes },
+    /// Is there a leader with a quorum? `sent` is given back. And this node's wall clock, and how it is.
+    Renew { sent: u64, wall: u64, report: Bytes },
 }
 
 /// What the leader's node says.
@@ -107,9 +107,10 @@ impl Up {
                 out.put_u8(tag::BARRIER);
                 out.put_u64_le(number);
             }
-            Up::Renew { sent, report } => {
+            Up::Renew { sent, wall, report } => {
                 out.put_u8(tag::RENEW);
                 out.put_u64_le(sent);
+                out.put_u64_le(wall);
                 return Payload::from_parts(vec![out.freeze(), report]);
             }
         }
@@ -140,8 +141,8 @@ impl Up {
             tag::TOLD => Up::Tell(ToLeader::Told),
             tag::BARRIER => Up::Barrier { number: u64_of(&mut rest)? },
             tag::RENEW => {
-                let sent = u64_of(&mut rest)?;
-                return Ok(Up::Renew { sent, report: message.slice(message.len() - rest.len()..) });
+                let (sent, wall) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
+                return Ok(Up::Renew { sent, wall, report: message.slice(message.len() - rest.len()..) });
             }
             _ => return Err(Unreadable),
         };
@@ -250,7 +251,7 @@ mod tests {
             assert_eq!(Down::decode(&bytes).unwrap(), down);
             assert!(Down::decode(&bytes.slice(..bytes.len() - 1)).is_err());
         }
-        let renew = Up::Renew { sent: u64::MAX, report: "x".into() };
+        let renew = Up::Renew { sent: u64::MAX, wall: 7, report: "x".into() };
         let shown = format!("{renew:?}");
         assert_eq!(format!("{:?}", Up::decode(3, renew.encode().to_bytes()).unwrap()), shown);
         let reports = Down::Reports("y".into());

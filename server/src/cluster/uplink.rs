@@ -182,8 +182,11 @@ async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
                 let own = report::own(shared, node);
                 let report = Reports::encode_one(&own);
                 shared.reports.set(own);
-                let sent = shared.gateway.lock().now();
-                if sender.send(Up::Renew { sent, report }.encode()).await.is_err() {
+                let (sent, wall) = {
+                    let mut gateway = shared.gateway.lock();
+                    (gateway.now(), gateway.wall())
+                };
+                if sender.send(Up::Renew { sent, wall, report }.encode()).await.is_err() {
                     return;
                 }
             }

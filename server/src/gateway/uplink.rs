@@ -156,6 +156,16 @@ impl Gateway {
         self.clocks.monotonic()
     }
 
+    /// This node's own wall clock, in microseconds since the Unix epoch.
+    pub fn wall(&self) -> u64 {
+        self.clocks.own_wall()
+    }
+
+    /// Another node's wall clock, as it told a moment ago.
+    pub fn hear_wall(&mut self, node: u32, wall_us: u64) {
+        self.clocks.hear_wall(node, wall_us);
+    }
+
     /// The leader's clocks, as it told them a moment ago.
     pub fn hear_clocks(&mut self, stamp: u64, lease: u64) {
         self.clocks.hear(stamp, lease);
