@@ -41,7 +41,8 @@ pub fn get(address: &str, path: &str, limit: Duration) -> io::Result<(u16, Strin
     let mut stream = TcpStream::connect_timeout(&resolved, limit)?;
     stream.set_read_timeout(Some(limit))?;
     stream.set_write_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     parse(&String::from_utf8_lossy(&answer)).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -71,9 +72,13 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let serving = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 1024];
-            let n = stream.read(&mut request).unwrap();
-            assert!(request[..n].starts_with(b"GET /api/v1/cluster HTTP/1.1\r\n"));
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut part = [0; 1024];
+                let n = stream.read(&mut part).unwrap();
+                request.extend_from_slice(&part[..n]);
+            }
+            assert!(request.starts_with(b"GET /api/v1/cluster HTTP/1.1\r\n"));
             let body = r#"{"cluster_id":"x","node_id":2,"leader_id":null,"term":7,"ready":false,"nodes":[]}"#;
             write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
         });
