@@ -488,7 +488,7 @@ impl Gateway {
 
     /// Sets the alarm: how many microseconds from now [`Gateway::tick`] should be called, if nothing happens before;
     /// `other` is when the
-    /// shell has something else to do. Until then [`Gateway::has_work`] tells when something earlier comes up.
+    /// shell has something else to do. Until then [`Gateway::has_chores`] tells when something earlier comes up.
     pub fn set_alarm(&mut self, other: Option<u64>) -> Option<u64> {
         self.clocks.advance();
         let next = self.next_tick_in_us().into_iter().chain(other).min();
