@@ -413,12 +413,14 @@ impl<'a> Lockstep<'a> {
         Ok(())
     }
 
-    /// Waits until the right side tells the same as the left one, which is at rest.
+    /// Waits until both sides tell the same. The count of connections may be right for a moment before the old one is gone,
+    /// when the new one is not accepted yet: so both are asked again and again.
     fn await_same(&mut self, left: &str, right: &str) -> Result<(), Stop> {
-        let wanted = self.pair.left.observe(left)?;
         let mut last = Ok(());
-        let seen = wait::until_within(self.patience, || match self.pair.right.observe(right) {
-            Ok(got) => {
+        let pair = &mut self.pair;
+        let mut observe = || Ok::<_, io::Error>((pair.left.observe(left)?, pair.right.observe(right)?));
+        let seen = wait::until_within(self.patience, || match observe() {
+            Ok((wanted, got)) => {
                 last = compare::replies(&wanted, &got, |_, _| true)
                     .and_then(|()| compare::stats(&wanted, &got, |_, _| true));
                 last.is_ok().then_some(())
