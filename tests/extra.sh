@@ -9,6 +9,9 @@ export BEANPOLE_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/beanpole
 echo "--- long suites, and those that need a program"
 BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential} -- ${EXTRA_FILTER:-}
 
+echo "--- the client crate against beanstalkd"
+cargo test --locked -p beanpole-client --release --test beanstalkd -- --ignored
+
 echo "--- real clients"
 code=0
 bash tests/clients/run.sh --binary "$BEANPOLE_BIN" || code=$?

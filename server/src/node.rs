@@ -282,9 +282,8 @@ impl Drop for Image {
     }
 }
 
-/// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool,
-/// and calls `tick` when
-/// something is due. Ends when the node no longer takes proposals.
+/// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool, and
+/// calls `tick` when something is due. Ends when the node no longer takes proposals.
 pub async fn pump(shared: Arc<Shared>, node: Node) {
     let bodies = node.bodies();
     // On a single processor the flush thread needs the time.

@@ -10,44 +10,12 @@ use beanpole_raft::{MemberStatus, Role, Status};
 use serde::{Deserialize, Serialize};
 
 use super::View;
-use crate::cluster::report::{self, Report};
+use crate::cluster::report::{self, Cluster, Member, Report};
 
 /// Tubes in one answer when the request does not say.
 const TUBES_DEFAULT: usize = 1000;
 /// Tubes in one answer, at most.
 const TUBES_MAX: usize = 10_000;
-
-/// The cluster as this node sees it.
-#[derive(Serialize)]
-pub(super) struct Cluster {
-    cluster_id: String,
-    node_id: u64,
-    leader_id: Option<u64>,
-    term: u64,
-    version: &'static str,
-    ready: bool,
-    draining: bool,
-    /// Why the other nodes let this one take no part, if they do not.
-    refused: Option<String>,
-    nodes: Vec<Member>,
-}
-
-/// One node: what the membership says of it, and what it last told of itself.
-#[derive(Serialize)]
-struct Member {
-    role: &'static str,
-    /// Where its peers reach it; empty for a node that is a cluster by itself.
-    address: String,
-    voter: bool,
-    /// Committed entries that it has not applied, as far as is known.
-    lag: u64,
-    /// A snapshot that the leader sends it: bytes sent, and of how many.
-    receives: Option<(u64, u64)>,
-    /// How long ago it told what follows, in milliseconds; none if it never did.
-    seen_ms: Option<u64>,
-    #[serde(flatten)]
-    report: Report,
-}
 
 /// The text of an answer while the log is not open.
 const RECOVERING: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "recovering the log; try again\n");
@@ -68,7 +36,7 @@ pub(super) async fn cluster(
         let mut report = told.map(|(report, _)| report).unwrap_or_default();
         report.id = member.id;
         Member {
-            role: role_of(&status, member),
+            role: role_of(&status, member).to_owned(),
             address: member.address.clone(),
             voter: member.voter,
             lag: committed.saturating_sub(report.applied),
@@ -83,7 +51,7 @@ pub(super) async fn cluster(
         node_id: status.node_id,
         leader_id: status.leader,
         term: status.term,
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         ready: view.not_ready().is_none(),
         draining: view.shared.gateway.lock().engine().draining(),
         refused: status.refused.clone(),

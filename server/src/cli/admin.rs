@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+
+pub use crate::cluster::report::{Cluster, Member};
 
 /// Longest wait for an answer of a node.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,58 +77,16 @@ pub fn finish(result: Result<u8, Failure>) -> ExitCode {
     }
 }
 
-/// The cluster as a node tells it; see `GET /api/v1/cluster`.
-#[derive(Deserialize, Debug, Clone, Default)]
-#[allow(missing_docs, reason = "the fields are those of the admin API, which documents them")]
-pub struct Cluster {
-    pub cluster_id: String,
-    pub node_id: u64,
-    pub leader_id: Option<u64>,
-    pub term: u64,
-    pub ready: bool,
-    pub refused: Option<String>,
-    pub nodes: Vec<Member>,
-}
-
-/// One node of [`Cluster`].
-#[derive(Serialize, Deserialize, Debug, Clone, Default)]
-#[allow(missing_docs, reason = "the fields are those of the admin API, which documents them")]
-pub struct Member {
-    pub id: u64,
-    pub role: String,
-    pub address: String,
-    pub voter: bool,
-    pub lag: u64,
-    pub receives: Option<(u64, u64)>,
-    pub seen_ms: Option<u64>,
-    pub last: u64,
-    pub committed: u64,
-    pub applied: u64,
-    pub connections: u64,
-    pub disk_bytes: u64,
-    pub memory_bytes: u64,
-    pub version: String,
-    pub listen: String,
-    pub admin: String,
-    pub ready: bool,
-    pub stopping: bool,
-    pub leaving: u64,
-    pub started_ms: u64,
-    pub mark_nonce: u64,
-    pub mark_index: u64,
-    pub mark_hash: String,
-}
-
 impl Cluster {
     /// The leader's entry.
     pub fn leader(&self) -> Option<&Member> {
-        self.nodes.iter().find(|node| Some(node.id) == self.leader_id)
+        self.nodes.iter().find(|node| Some(node.report.id) == self.leader_id)
     }
 
     /// The entry of a node, or a failure that names those there are.
     pub fn member(&self, id: u64) -> Result<&Member, Failure> {
-        self.nodes.iter().find(|node| node.id == id).ok_or_else(|| {
-            let known: Vec<String> = self.nodes.iter().map(|node| node.id.to_string()).collect();
+        self.nodes.iter().find(|node| node.report.id == id).ok_or_else(|| {
+            let known: Vec<String> = self.nodes.iter().map(|node| node.report.id.to_string()).collect();
             Failure::new(USAGE, format!("there is no node {id} in the cluster, only {}", known.join(", ")))
         })
     }

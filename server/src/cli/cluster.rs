@@ -121,11 +121,11 @@ pub fn on_leader(ask: &Ask, method: &str, path: &str) -> Result<String, Failure>
     let (asked, cluster) = admin::cluster(ask)?;
     let leader =
         cluster.leader().ok_or_else(|| Failure::new(NO, "there is no leader now; try again in a moment"))?;
-    let address = if leader.id == cluster.node_id { &asked } else { &leader.admin };
+    let address = if leader.report.id == cluster.node_id { &asked } else { &leader.report.admin };
     if address.is_empty() {
         let message = format!(
             "node {} leads, and has no admin address that is known here; give it with --admin",
-            leader.id
+            leader.report.id
         );
         return Err(Failure::new(admin::UNREACHABLE, message));
     }
@@ -155,17 +155,17 @@ fn status(ask: &Ask) -> Result<u8, Failure> {
 
 fn row(cluster: &Cluster, node: &Member) -> [String; 12] {
     [
-        node.id.to_string(),
+        node.report.id.to_string(),
         node.address.clone(),
         node.role.clone(),
-        node.last.to_string(),
-        node.committed.to_string(),
-        node.applied.to_string(),
+        node.report.last.to_string(),
+        node.report.committed.to_string(),
+        node.report.applied.to_string(),
         node.lag.to_string(),
-        Size(node.memory_bytes).to_string(),
-        Size(node.disk_bytes).to_string(),
-        node.connections.to_string(),
-        node.version.clone(),
+        Size(node.report.memory_bytes).to_string(),
+        Size(node.report.disk_bytes).to_string(),
+        node.report.connections.to_string(),
+        node.report.version.clone(),
         note(cluster, node),
     ]
 }
@@ -177,10 +177,10 @@ fn note(cluster: &Cluster, node: &Member) -> String {
     match node.seen_ms {
         None => "never seen".to_owned(),
         Some(ms) if ms > SILENT_MS => format!("silent for {} s", ms / 1000),
-        Some(_) if node.stopping => "stopping".to_owned(),
-        Some(_) if node.leaving == node.id => "draining".to_owned(),
-        Some(_) if !node.ready => "not ready".to_owned(),
-        Some(_) if node.id == cluster.node_id => "asked".to_owned(),
+        Some(_) if node.report.stopping => "stopping".to_owned(),
+        Some(_) if node.report.leaving == node.report.id => "draining".to_owned(),
+        Some(_) if !node.report.ready => "not ready".to_owned(),
+        Some(_) if node.report.id == cluster.node_id => "asked".to_owned(),
         Some(_) => String::new(),
     }
 }
@@ -199,7 +199,7 @@ fn members(ask: &Ask) -> Result<u8, Failure> {
     let (_, cluster) = admin::cluster(ask)?;
     if ask.output == Output::Json {
         let list = cluster.nodes.iter().map(|node| {
-            serde_json::json!({ "id": node.id, "address": node.address, "voter": node.voter, "role": node.role })
+            serde_json::json!({ "id": node.report.id, "address": node.address, "voter": node.voter, "role": node.role })
         });
         println!("{:#}", serde_json::Value::from(list.collect::<Vec<_>>()));
         return Ok(YES);
@@ -207,7 +207,7 @@ fn members(ask: &Ask) -> Result<u8, Failure> {
     let mut rows = vec![["node", "address", "votes", "role"].map(str::to_owned)];
     for node in &cluster.nodes {
         let votes = if node.voter { "yes" } else { "no" };
-        rows.push([node.id.to_string(), node.address.clone(), votes.to_owned(), node.role.clone()]);
+        rows.push([node.report.id.to_string(), node.address.clone(), votes.to_owned(), node.role.clone()]);
     }
     print_table(&rows);
     Ok(YES)
@@ -229,13 +229,13 @@ pub fn complaints(cluster: &Cluster) -> Vec<String> {
     } else if !cluster.ready {
         complaints.push(format!("node {} does not serve commands", cluster.node_id));
     }
-    for node in cluster.nodes.iter().filter(|node| node.id != cluster.node_id) {
+    for node in cluster.nodes.iter().filter(|node| node.report.id != cluster.node_id) {
         match node.seen_ms {
-            None => complaints.push(format!("node {} was never seen", node.id)),
+            None => complaints.push(format!("node {} was never seen", node.report.id)),
             Some(ms) if ms > SILENT_MS => {
-                complaints.push(format!("node {} is silent for {} s", node.id, ms / 1000));
+                complaints.push(format!("node {} is silent for {} s", node.report.id, ms / 1000));
             }
-            Some(_) if !node.ready => complaints.push(format!("node {} is not ready", node.id)),
+            Some(_) if !node.report.ready => complaints.push(format!("node {} is not ready", node.report.id)),
             Some(_) => {}
         }
     }
@@ -308,15 +308,15 @@ fn remove(ask: &Ask, id: u64) -> Result<u8, Failure> {
 fn replace(ask: &Ask, id: u64, new_id: u64, address: &str, timeout: Duration) -> Result<u8, Failure> {
     let (_, cluster) = admin::cluster(ask)?;
     let old = cluster.member(id)?;
-    if old.seen_ms.is_some_and(|ms| ms <= SILENT_MS) && cluster.refused.is_none() && old.ready {
+    if old.seen_ms.is_some_and(|ms| ms <= SILENT_MS) && cluster.refused.is_none() && old.report.ready {
         let message =
             format!("node {id} is alive and well; stop it first, or use `cluster add` and `cluster remove`");
         return Err(Failure::new(REFUSED, message));
     }
-    if !cluster.nodes.iter().any(|node| node.id == new_id) {
+    if !cluster.nodes.iter().any(|node| node.report.id == new_id) {
         println!("{}", on_leader(ask, "POST", &format!("/api/v1/members?id={new_id}&address={address}"))?);
     }
-    if !cluster.nodes.iter().any(|node| node.id == new_id && node.voter) {
+    if !cluster.nodes.iter().any(|node| node.report.id == new_id && node.voter) {
         promote(ask, new_id, timeout)?;
     }
     remove(ask, id)
@@ -331,12 +331,12 @@ fn verify(ask: &Ask, timeout: Duration) -> Result<u8, Failure> {
     loop {
         let cluster: Cluster = admin::get(&address, "/api/v1/cluster")?;
         let (marked, missing): (Vec<&Member>, Vec<&Member>) =
-            cluster.nodes.iter().partition(|node| node.mark_nonce == nonce);
+            cluster.nodes.iter().partition(|node| node.report.mark_nonce == nonce);
         if missing.is_empty() {
             return Ok(compare(&marked));
         }
         if begun.elapsed() > timeout {
-            let ids: Vec<String> = missing.iter().map(|node| node.id.to_string()).collect();
+            let ids: Vec<String> = missing.iter().map(|node| node.report.id.to_string()).collect();
             return Err(Failure::new(TIMED_OUT, format!("no answer from node {}", ids.join(", "))));
         }
         std::thread::sleep(LOOK_EVERY);
@@ -345,11 +345,12 @@ fn verify(ask: &Ask, timeout: Duration) -> Result<u8, Failure> {
 
 fn compare(nodes: &[&Member]) -> u8 {
     for node in nodes {
-        println!("node {}  entry {}  {}", node.id, node.mark_index, node.mark_hash);
+        println!("node {}  entry {}  {}", node.report.id, node.report.mark_index, node.report.mark_hash);
     }
-    let equal = nodes
-        .windows(2)
-        .all(|pair| (pair[0].mark_index, &pair[0].mark_hash) == (pair[1].mark_index, &pair[1].mark_hash));
+    let equal = nodes.windows(2).all(|pair| {
+        (pair[0].report.mark_index, &pair[0].report.mark_hash)
+            == (pair[1].report.mark_index, &pair[1].report.mark_hash)
+    });
     if equal {
         println!("all nodes have the same state");
         YES

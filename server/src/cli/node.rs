@@ -81,12 +81,15 @@ fn status(ask: &Ask, id: u64) -> Result<u8, Failure> {
     match ask.output {
         Output::Json => println!("{:#}", serde_json::to_value(node).unwrap_or_default()),
         Output::Table => {
-            println!("node {} at {}: {}, clients at {}", node.id, node.address, node.role, node.listen);
+            println!(
+                "node {} at {}: {}, clients at {}",
+                node.report.id, node.address, node.role, node.report.listen
+            );
             println!(
                 "applied {} of {}, {} connections",
-                node.applied,
-                node.applied + node.lag,
-                node.connections
+                node.report.applied,
+                node.report.applied + node.lag,
+                node.report.connections
             );
         }
     }
@@ -97,17 +100,22 @@ fn status(ask: &Ask, id: u64) -> Result<u8, Failure> {
 pub fn objections(cluster: &Cluster, id: u64) -> Vec<String> {
     let mut objections = Vec::new();
     let voters: Vec<_> = cluster.nodes.iter().filter(|node| node.voter).collect();
-    if !voters.iter().any(|node| node.id == id) {
+    if !voters.iter().any(|node| node.report.id == id) {
         return objections;
     }
     if cluster.leader_id.is_none() {
         objections.push("there is no leader now".to_owned());
     }
     let quorum = voters.len() / 2 + 1;
-    let others: Vec<_> = voters.iter().filter(|node| node.id != id).collect();
+    let others: Vec<_> = voters.iter().filter(|node| node.report.id != id).collect();
     let sound: Vec<_> = others
         .iter()
-        .filter(|node| !is_silent(node) && !node.stopping && node.leaving != node.id && node.lag <= LAG_MAX)
+        .filter(|node| {
+            !is_silent(node)
+                && !node.report.stopping
+                && node.report.leaving != node.report.id
+                && node.lag <= LAG_MAX
+        })
         .collect();
     if sound.len() < quorum {
         objections.push(format!(
@@ -118,11 +126,11 @@ pub fn objections(cluster: &Cluster, id: u64) -> Vec<String> {
     }
     for node in others {
         if is_silent(node) {
-            objections.push(format!("node {} does not answer", node.id));
-        } else if node.stopping || node.leaving == node.id {
-            objections.push(format!("node {} is being stopped", node.id));
+            objections.push(format!("node {} does not answer", node.report.id));
+        } else if node.report.stopping || node.report.leaving == node.report.id {
+            objections.push(format!("node {} is being stopped", node.report.id));
         } else if node.lag > LAG_MAX {
-            objections.push(format!("node {} is {} entries behind", node.id, node.lag));
+            objections.push(format!("node {} is {} entries behind", node.report.id, node.lag));
         }
     }
     objections
@@ -150,13 +158,13 @@ fn address_of(ask: &Ask, id: u64) -> Result<String, Failure> {
     if cluster.node_id == id {
         return Ok(asked);
     }
-    if node.admin.is_empty() {
+    if node.report.admin.is_empty() {
         return Err(Failure::new(
             admin::UNREACHABLE,
             format!("the admin address of node {id} is not known here; ask the node itself with --admin"),
         ));
     }
-    Ok(node.admin.clone())
+    Ok(node.report.admin.clone())
 }
 
 /// Takes a node out of service.
@@ -179,15 +187,15 @@ pub fn drain(ask: &Ask, id: u64, wait: bool, timeout: Duration) -> Result<u8, Fa
     loop {
         let cluster: Cluster = admin::get(&address, "/api/v1/cluster")?;
         let node = cluster.member(id)?;
-        let done = node.leaving == id
-            && node.connections == 0
+        let done = node.report.leaving == id
+            && node.report.connections == 0
             && cluster.leader_id.is_some_and(|leader| leader != id);
-        if done || cluster.nodes.len() == 1 && node.connections == 0 {
+        if done || cluster.nodes.len() == 1 && node.report.connections == 0 {
             println!("node {id} is drained and may be stopped");
             return Ok(YES);
         }
         if begun.elapsed() > timeout {
-            let left = node.connections;
+            let left = node.report.connections;
             return Err(Failure::new(
                 TIMED_OUT,
                 format!("node {id} still has {left} connections after {} s", timeout.as_secs()),
@@ -212,7 +220,7 @@ fn wait_caught_up(ask: &Ask, id: u64, timeout: Duration) -> Result<u8, Failure> 
                 match node.seen_ms {
                     None => "it was never seen".to_owned(),
                     Some(ms) if ms > SILENT_MS => format!("it is silent for {} s", ms / 1000),
-                    Some(_) if !node.ready => "it does not serve clients".to_owned(),
+                    Some(_) if !node.report.ready => "it does not serve clients".to_owned(),
                     Some(_) if node.lag > LAG_MAX => format!("it is {} entries behind", node.lag),
                     Some(_) => {
                         println!("node {id} has caught up");
@@ -234,12 +242,12 @@ fn wait_caught_up(ask: &Ask, id: u64, timeout: Duration) -> Result<u8, Failure> 
 mod tests {
     use super::*;
     use crate::cli::admin::Member;
+    use crate::cluster::report::Report;
 
     fn cluster(lags: &[(u64, Option<u64>)]) -> Cluster {
         let nodes = lags.iter().enumerate().map(|(at, (lag, seen_ms))| Member {
-            id: at as u64 + 1,
             voter: true,
-            ready: true,
+            report: Report { id: at as u64 + 1, ready: true, ..Report::default() },
             lag: *lag,
             seen_ms: *seen_ms,
             ..Member::default()
@@ -269,7 +277,7 @@ mod tests {
     fn nobody_may_stop_while_another_leaves() {
         let mut cluster = cluster(&[(0, Some(0)); 3]);
         for node in &mut cluster.nodes {
-            node.leaving = 2;
+            node.report.leaving = 2;
         }
         assert!(objections(&cluster, 3).iter().any(|why| why.contains("node 2 is being stopped")));
     }

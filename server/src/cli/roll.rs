@@ -40,18 +40,18 @@ pub fn run(ask: &Ask, args: &RollArgs) -> Result<u8, Failure> {
             return Ok(YES);
         };
         if let Err(failure) = one(ask, args, next) {
-            let message = format!("node {}: {}\n{}", next.id, failure.message, how_to_go_on(&done));
+            let message = format!("node {}: {}\n{}", next.report.id, failure.message, how_to_go_on(&done));
             return Err(Failure::new(failure.code, message));
         }
-        println!("node {} is done", next.id);
-        done.push(next.id);
+        println!("node {} is done", next.report.id);
+        done.push(next.report.id);
     }
 }
 
 /// The next node that is not done: the leader last, because each change of the lead is a short pause.
 fn next_node<'c>(cluster: &'c Cluster, done: &[u64]) -> Option<&'c Member> {
-    let left = cluster.nodes.iter().filter(|node| !done.contains(&node.id));
-    left.min_by_key(|node| (Some(node.id) == cluster.leader_id, node.id))
+    let left = cluster.nodes.iter().filter(|node| !done.contains(&node.report.id));
+    left.min_by_key(|node| (Some(node.report.id) == cluster.leader_id, node.report.id))
 }
 
 fn how_to_go_on(done: &[u64]) -> String {
@@ -63,19 +63,19 @@ fn how_to_go_on(done: &[u64]) -> String {
 }
 
 fn one(ask: &Ask, args: &RollArgs, next: &Member) -> Result<(), Failure> {
-    println!("node {} ({}): draining", next.id, next.address);
-    node::drain(ask, next.id, true, Duration::from_secs(args.drain_timeout))?;
+    println!("node {} ({}): draining", next.report.id, next.address);
+    node::drain(ask, next.report.id, true, Duration::from_secs(args.drain_timeout))?;
     let before = identity(next);
     let command = filled(&args.exec, next);
-    println!("node {}: {command}", next.id);
+    println!("node {}: {command}", next.report.id);
     let status = Command::new("sh").arg("-c").arg(&command).status();
     let status = status.map_err(|error| Failure::new(NO, format!("the command cannot be run: {error}")))?;
     if !status.success() {
         // It may not even have been stopped: back into service, as far as it can be reached.
-        node::resume(ask, next.id).ok();
+        node::resume(ask, next.report.id).ok();
         return Err(Failure::new(NO, format!("the command failed: {status}")));
     }
-    wait_back(ask, next.id, &before, Duration::from_secs(args.timeout))
+    wait_back(ask, next.report.id, &before, Duration::from_secs(args.timeout))
 }
 
 /// The command with the node's names in it.
@@ -83,13 +83,13 @@ fn filled(command: &str, node: &Member) -> String {
     let host = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
     command
         .replace("{host}", host.trim_matches(['[', ']']))
-        .replace("{id}", &node.id.to_string())
+        .replace("{id}", &node.report.id.to_string())
         .replace("{address}", &node.address)
 }
 
 /// What tells two lives of a node apart.
 fn identity(node: &Member) -> u64 {
-    node.started_ms
+    node.report.started_ms
 }
 
 /// Waits until the node has been started anew, serves clients and has caught up, and all others are well too.
@@ -122,7 +122,7 @@ fn not_back(cluster: &Cluster, id: u64, before: u64) -> Result<Option<String>, F
     if identity(node) == before {
         return Ok(Some("it was not started anew".to_owned()));
     }
-    if !node.ready || node.leaving != 0 {
+    if !node.report.ready || node.report.leaving != 0 {
         return Ok(Some("it does not serve clients yet".to_owned()));
     }
     if node.lag > node::LAG_MAX {
@@ -134,13 +134,13 @@ fn not_back(cluster: &Cluster, id: u64, before: u64) -> Result<Option<String>, F
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::report::Report;
 
     fn node(id: u64) -> Member {
         Member {
-            id,
             address: format!("10.0.0.{id}:11390"),
-            ready: true,
             seen_ms: Some(0),
+            report: Report { id, ready: true, ..Report::default() },
             ..Member::default()
         }
     }
@@ -149,7 +149,7 @@ mod tests {
     fn the_leader_comes_last() {
         let nodes = vec![node(1), node(2), node(3)];
         let cluster = Cluster { leader_id: Some(1), nodes, ..Cluster::default() };
-        let order = |done: &[u64]| next_node(&cluster, done).map(|node| node.id);
+        let order = |done: &[u64]| next_node(&cluster, done).map(|node| node.report.id);
         assert_eq!(
             [order(&[]), order(&[2]), order(&[2, 3]), order(&[1, 2, 3])],
             [Some(2), Some(3), Some(1), None]
@@ -176,9 +176,9 @@ mod tests {
             ..Cluster::default()
         };
         assert!(not_back(&cluster, 2, 0).unwrap().unwrap().contains("not started anew"));
-        cluster.nodes[1].started_ms = 5;
+        cluster.nodes[1].report.started_ms = 5;
         assert_eq!(not_back(&cluster, 2, 0).unwrap(), None);
-        cluster.nodes[1].ready = false;
+        cluster.nodes[1].report.ready = false;
         assert!(not_back(&cluster, 2, 0).unwrap().is_some());
     }
 }

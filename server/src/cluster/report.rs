@@ -14,6 +14,7 @@ use crate::node::Shared;
 
 /// One node, as it sees itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
     /// Its number.
     pub id: u64,
@@ -55,6 +56,49 @@ pub struct Report {
     pub mark_index: u64,
     /// The newest mark: the hash of all history up to its entry, in hexadecimal.
     pub mark_hash: String,
+}
+
+/// The cluster as one node sees it: what `GET /api/v1/cluster` answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cluster {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The node that answers.
+    pub node_id: u64,
+    /// The leader, as far as it knows.
+    pub leader_id: Option<u64>,
+    /// The term, as far as it knows.
+    pub term: u64,
+    /// Its release.
+    pub version: String,
+    /// It serves commands.
+    pub ready: bool,
+    /// `put` answers `DRAINING` in the whole cluster.
+    pub draining: bool,
+    /// Why the other nodes let this one take no part, if they do not.
+    pub refused: Option<String>,
+    /// All members.
+    pub nodes: Vec<Member>,
+}
+
+/// One node: what the membership says of it, and what it last told of itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Member {
+    /// What it does: `leader`, `follower`, `learner`, `candidate` or `stopped`.
+    pub role: String,
+    /// Where its peers reach it; empty for a node that is a cluster by itself.
+    pub address: String,
+    /// It votes.
+    pub voter: bool,
+    /// Committed entries that it has not applied, as far as is known.
+    pub lag: u64,
+    /// A snapshot that the leader sends it: bytes sent, and of how many.
+    pub receives: Option<(u64, u64)>,
+    /// How long ago it told what follows, in milliseconds; none if it never did.
+    pub seen_ms: Option<u64>,
+    /// What it told.
+    #[serde(flatten)]
+    pub report: Report,
 }
 
 /// Where this process can be reached.

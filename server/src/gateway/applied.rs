@@ -136,7 +136,8 @@ impl Gateway {
 
     fn note_applied(&mut self, effects: &Effects) {
         for refused in effects.refused.iter().filter(|r| r.gateway.node == self.node) {
-            tracing::error!(?refused, "a batch of this gateway had no effect");
+            // Ordinary where something was told twice, to an old leader and to its successor.
+            tracing::debug!(?refused, "a batch of this gateway had no effect");
         }
         for (gateway, sequence) in &effects.sequences {
             if gateway.node == self.node && Some(gateway.epoch) == self.epoch {
