@@ -121,3 +121,19 @@ fn idle_means_idle() {
     assert!(used <= 2, "an idle server used {used} ticks of CPU in 3 s");
     assert!(waiting.is_silent_for(Duration::from_millis(10)).unwrap());
 }
+
+#[test]
+fn a_verb_whose_reader_goes_away_ends_without_a_word() {
+    let server = Server::start(&Setup::beanpole(BIN));
+    for verb in ["status", "members"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let admin = server.admin_addr().to_string();
+        let output = std::process::Command::new(BIN)
+            .args(["cluster", "--admin", &admin, "-o", "json", verb])
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{verb}: {}", output.status);
+    }
+}

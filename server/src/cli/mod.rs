@@ -42,11 +42,25 @@ pub fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Serve(args) => crate::serve::main(&args),
         Verb::Bench(args) => beanpole_bench::run(args),
-        Verb::Cluster(args) => cluster::run(&args),
-        Verb::Node(args) => node::run(&args),
+        Verb::Cluster(args) => {
+            end_with_the_reader();
+            cluster::run(&args)
+        }
+        Verb::Node(args) => {
+            end_with_the_reader();
+            node::run(&args)
+        }
         Verb::Segment(args) => segment::run(&args),
         Verb::Dev(args) => dev::run(&args),
     }
+}
+
+/// What only prints ends quietly when nobody reads on, as in `beanpole cluster status | head`.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: no handler is installed, only the system's own reaction restored, before any other thread runs.
+    // It cannot fail for a signal that exists.
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
 #[cfg(test)]
