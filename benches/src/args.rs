@@ -121,9 +121,10 @@ impl WorkArgs {
 /// Arguments of every mode.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CommonArgs {
-    /// The server: HOST:PORT, or unix:/path
-    #[arg(long, default_value = "127.0.0.1:11300")]
-    pub addr: String,
+    /// The server: HOST:PORT, or unix:/path; of a cluster all nodes, separated by commas: the connections are spread over them,
+    /// and what is asked once is asked of the first
+    #[arg(long, default_value = "127.0.0.1:11300", value_delimiter = ',')]
+    pub addr: Vec<String>,
     /// Length of the bodies: 256, 4KiB, or a range 100..4KiB (at least 40 bytes)
     #[arg(long, default_value = "256", value_name = "SIZE")]
     pub body_size: BodySize,

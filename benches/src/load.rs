@@ -140,12 +140,12 @@ pub struct Driver<'r> {
 }
 
 impl<'r> Driver<'r> {
-    /// Connects one lane for each of `roles` and sets up its tubes; returns when the server has answered all
+    /// Connects one lane for each of `roles`, to one address after the other, and sets up its tubes; returns when the server has answered all
     /// that.
     pub fn open(
         plan: &'r Plan,
         roles: &[Role],
-        address: &Address,
+        addresses: &[Address],
         limit: Duration,
         run: &'r mut Run,
     ) -> Result<Driver<'r>, LoadError> {
@@ -159,7 +159,7 @@ impl<'r> Driver<'r> {
         let scratch = vec![0; READ_BYTES];
         let mut driver = Driver { plan, run, poller: Poller::new()?, scratch, lanes: Vec::new(), stage };
         let mut places = Places::new(roles);
-        for (index, role) in roles.iter().enumerate() {
+        for ((index, role), address) in roles.iter().enumerate().zip(addresses.iter().cycle()) {
             let link = Link::connect(address)
                 .map_err(|source| LoadError::Connect { address: address.to_string(), source })?;
             driver.poller.add(&link, index)?;

@@ -61,26 +61,27 @@ pub fn measure(mode: &Mode) -> Result<Report, RunError> {
                 .map_err(|source| RunError::Fsync { directory: directory.display().to_string(), source })?,
         );
     }
-    let address = Address::from(common.addr.as_str());
+    let addresses: Vec<Address> = common.addr.iter().map(|addr| Address::from(addr.as_str())).collect();
+    let address = addresses.first().ok_or_else(|| RunError::Usage("--addr names no server".to_owned()))?;
     let keep = matches!(mode, Mode::Put(put) if put.keep);
-    let stats_before = server_stats(&address)?;
-    let ready_before = if keep { ready_jobs(&address, &plan)? } else { 0 };
+    let stats_before = server_stats(address)?;
+    let ready_before = if keep { ready_jobs(address, &plan)? } else { 0 };
     let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
 
     let mut run = Run::new(&plan);
-    let cost = load(&plan, &address, common, &mut run)?;
+    let cost = load(&plan, &addresses, common, &mut run)?;
     let verification = if keep {
-        verify_by_counts(&plan, &address, common.grace, ready_before, &mut run)
+        verify_by_counts(&plan, address, common.grace, ready_before, &mut run)
     } else {
-        verify_by_drain(&plan, &address, common.grace, &mut run)
+        verify_by_drain(&plan, &addresses, common.grace, &mut run)
     };
-    let server = server_stats(&address).ok().map(|after| server_facts(&stats_before, &after));
+    let server = server_stats(address).ok().map(|after| server_facts(&stats_before, &after));
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         mode: mode.name(),
         load: describe_load(mode),
         run: format!("{:016x}", plan.run),
-        address: common.addr.clone(),
+        address: common.addr.join(","),
         started_unix_s,
         settings: settings(mode, &plan),
         seconds: cost.seconds,
@@ -110,8 +111,8 @@ struct Cost {
 }
 
 /// Applies the load: warm-up, window, and the answers still to come.
-fn load(plan: &Plan, address: &Address, common: &CommonArgs, run: &mut Run) -> Result<Cost, LoadError> {
-    let mut driver = Driver::open(plan, &plan.roles, address, ANSWER_LIMIT, run)?;
+fn load(plan: &Plan, addresses: &[Address], common: &CommonArgs, run: &mut Run) -> Result<Cost, LoadError> {
+    let mut driver = Driver::open(plan, &plan.roles, addresses, ANSWER_LIMIT, run)?;
     let counted = plan.count.is_some();
     let from = driver.run().now() + if counted { 0 } else { nanos(common.warmup) };
     let to = if counted { u64::MAX } else { from + nanos(common.duration) };
@@ -137,13 +138,13 @@ fn load(plan: &Plan, address: &Address, common: &CommonArgs, run: &mut Run) -> R
 
 /// Takes out every job of the run's tubes and checks it, looking again for missing ones until `grace` is
 /// over.
-fn verify_by_drain(plan: &Plan, address: &Address, grace: Duration, run: &mut Run) -> Verification {
+fn verify_by_drain(plan: &Plan, addresses: &[Address], grace: Duration, run: &mut Run) -> Verification {
     let began = Instant::now();
     let mut findings = Vec::new();
     let mut last_progress = Instant::now();
     loop {
         let before = run.ledger.outstanding();
-        if let Err(error) = drain_once(plan, address, grace, run) {
+        if let Err(error) = drain_once(plan, addresses, grace, run) {
             findings.push(format!("the drain could not be made: {error}"));
         }
         if run.ledger.outstanding() < before {
@@ -169,10 +170,10 @@ fn verify_by_drain(plan: &Plan, address: &Address, grace: Duration, run: &mut Ru
     }
 }
 
-fn drain_once(plan: &Plan, address: &Address, grace: Duration, run: &mut Run) -> Result<(), LoadError> {
+fn drain_once(plan: &Plan, addresses: &[Address], grace: Duration, run: &mut Run) -> Result<(), LoadError> {
     let wanted = usize::try_from(run.ledger.outstanding() / DRAIN_JOBS_PER_CONNECTION).unwrap_or(usize::MAX);
     let roles = vec![Role::Drain; wanted.clamp(1, DRAIN_CONNECTIONS_MAX)];
-    let mut driver = Driver::open(plan, &roles, address, ANSWER_LIMIT, run)?;
+    let mut driver = Driver::open(plan, &roles, addresses, ANSWER_LIMIT, run)?;
     driver.start();
     // As long as jobs come, it goes on; it ends when all are told that nothing is left, or nothing comes any
     // more.
