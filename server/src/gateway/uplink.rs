@@ -28,6 +28,11 @@ impl Gateway {
         self.lease.begin(self.clocks.monotonic());
     }
 
+    /// Whether other nodes have a say.
+    pub fn is_clustered(&self) -> bool {
+        self.clustered
+    }
+
     /// Begins this process's life as a gateway, known by a random number.
     pub fn begin(&mut self, nonce: u64) {
         self.nonce = Some(nonce);

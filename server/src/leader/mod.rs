@@ -24,9 +24,9 @@ use crate::queue::{BatchBuilder, Effects, Engine, Gateway, Item, SessionId, outl
 use refs::Refs;
 use wants::Wants;
 
-/// Entries proposed and not yet applied, at most. While one is being synced the next can be on its way, and what comes
-/// meanwhile gathers in the open one: larger entries cost less than more of them.
-pub const ENTRIES_UNDER_WAY_MAX: usize = 2;
+/// Entries proposed and not yet applied, at most. While one is being synced the next can be on its way, once it is as large:
+/// larger entries cost less than more of them (docs/adr/008).
+pub const ENTRIES_UNDER_WAY_MAX: usize = 4;
 /// Bytes of bodies in one entry beyond which no further batch is merged into it.
 const ENTRY_BYTES_MAX: usize = 2 << 20;
 /// A gateway that was not heard for this long is ended: its clients' jobs become ready. Longer than a gateway goes on without an
@@ -88,13 +88,19 @@ struct Open {
     may_ready: bool,
 }
 
+/// An entry that was proposed and has not applied.
+struct UnderWay {
+    may_ready: bool,
+    command_bytes: usize,
+}
+
 /// Makes entries while this node leads.
 pub struct Leader {
     term: u64,
     node: u32,
     open: Option<Open>,
-    /// Of each entry proposed and not applied: may it make a job ready?
-    under_way: VecDeque<bool>,
+    /// Entries proposed and not applied.
+    under_way: VecDeque<UnderWay>,
     wants: Wants,
     refs: Refs,
     /// The number that each node's next section must have, once it is known.
@@ -264,7 +270,8 @@ impl Leader {
 
     /// Whether an entry that has not applied may make a job ready.
     fn may_become_ready(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.may_ready) || self.under_way.iter().any(|may| *may)
+        self.open.as_ref().is_some_and(|open| open.may_ready)
+            || self.under_way.iter().any(|entry| entry.may_ready)
     }
 
     /// Puts the session's want into the open entry.
@@ -303,9 +310,10 @@ impl Leader {
         })
     }
 
-    /// Whether a batch of this node's gateway should be merged now, to be proposed at once.
-    pub fn may_propose(&self) -> bool {
-        self.under_way.len() < ENTRIES_UNDER_WAY_MAX
+    /// Whether the open entry, if there is one, goes now: nothing is under way, or it has gathered as many commands as the newest one.
+    fn may_propose(&self) -> bool {
+        let (Some(newest), Some(open)) = (self.under_way.back(), &self.open) else { return true };
+        self.under_way.len() < ENTRIES_UNDER_WAY_MAX && open.builder.command_bytes() >= newest.command_bytes
     }
 
     /// Whether further batches should wait for the next entry.
@@ -329,7 +337,8 @@ impl Leader {
             return None;
         }
         let open = self.open.take()?;
-        self.under_way.push_back(open.may_ready);
+        self.under_way
+            .push_back(UnderWay { may_ready: open.may_ready, command_bytes: open.builder.command_bytes() });
         Some(open.builder.finish())
     }
 

@@ -353,6 +353,12 @@ impl BatchBuilder {
         self.offer_count as usize
     }
 
+    /// Bytes of commands so far, without offers and bodies: a measure of how much work it is.
+    #[must_use]
+    pub fn command_bytes(&self) -> usize {
+        self.head.len()
+    }
+
     /// Bytes of bodies so far, their CR LF included.
     #[must_use]
     pub fn body_bytes(&self) -> usize {
