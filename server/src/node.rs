@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cluster::report::{Addresses, Reports};
 use crate::gateway::{ColdRead, Gateway};
-use crate::leader::{Leader, ToLeader};
+use crate::leader::{About, Elsewhere, Leader, ToLeader};
 use crate::queue::{Effects, Engine, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
@@ -172,6 +172,11 @@ impl Shared {
         }
         self.wake_for(&gateway);
         true
+    }
+
+    /// What a node asks of other nodes' clients; nothing when this one leads no longer.
+    pub fn elsewhere(&self, node: u32, about: &About) -> Vec<Elsewhere> {
+        self.leader.lock().as_ref().map(|leader| leader.elsewhere(node, about)).unwrap_or_default()
     }
 
     /// Notes a sign of life of another node's gateway, and its wall clock. False when this node leads that term no longer.

@@ -61,6 +61,37 @@ fn a_started_again_cluster_is_the_same_cluster() {
 }
 
 #[test]
+fn what_a_nodes_clients_do_with_a_tube_is_told_by_every_node() {
+    let cluster = Cluster::start(BIN, 3);
+    let mut workers: Vec<Connection> = cluster.ids().into_iter().map(|id| cluster.connect(id)).collect();
+    for worker in &mut workers {
+        worker.command("watch far").unwrap();
+        worker.send(b"reserve\r\n").unwrap();
+    }
+    for id in cluster.ids() {
+        let mut asks = cluster.connect(id);
+        let tubes = asks.command("list-tubes").unwrap().list();
+        assert!(tubes.contains(&"far".to_owned()), "n{id}: {tubes:?}");
+        // How many is told within half a second.
+        let mut all = |command: &str, key: &str| {
+            wait::until(|| (asks.command(command).ok()?.stat(key)? == "3").then_some(()))
+                .unwrap_or_else(|| panic!("n{id}: {command}: {key}"));
+        };
+        all("stats-tube far", "current-watching");
+        all("stats-tube far", "current-waiting");
+        all("stats", "current-waiting");
+        all("stats", "current-workers");
+    }
+    let mut near = workers.pop().expect("three");
+    drop(workers);
+    let mut asks = cluster.connect(cluster.ids()[0]);
+    assert_eq!(asks.command("pause-tube far 0").unwrap().word(), "PAUSED", "only another node knows it");
+    assert_eq!(asks.command("pause-tube farther 0").unwrap().word(), "NOT_FOUND");
+    put(&mut asks, "far", "a job");
+    assert_eq!(near.reply().unwrap().text(), "a job");
+}
+
+#[test]
 fn what_is_put_on_one_node_is_reserved_on_another() {
     let cluster = Cluster::start(BIN, 3);
     for producer in cluster.ids() {

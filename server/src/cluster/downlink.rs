@@ -51,7 +51,7 @@ async fn serve_link(
         let Some(message) = message else { break };
         let taken = match Up::decode(node, message) {
             Ok(Up::Tell(message)) => shared.tell_leader(node, term, connection, message),
-            Ok(Up::Barrier { number }) => asks.send(Ask::Barrier(sender.clone(), number)).is_ok(),
+            Ok(Up::Barrier(barrier)) => asks.send(Ask::Barrier(sender.clone(), node, barrier)).is_ok(),
             Ok(Up::Renew { sent, wall, report }) => {
                 shared.reports.take(node, &report);
                 shared.heard_gateway(node, term, wall) && asks.send(Ask::Renew(sender.clone(), sent)).is_ok()

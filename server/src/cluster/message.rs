@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! to the leader                                      from the leader
-//!   1 Hello    term u64                                1 Reached  barrier u64, index u64
+//!   1 Hello    term u64                                1 Reached  barrier u64, index u64, elsewhere*
 //!   2 Batch    the batch (see queue/batch.rs)          2 Renewed  sent u64, stamp u64, lease u64
 //!   3 Want     epoch u64, conn u64, number u64,        3 Again    the barriers asked so far found no quorum
 //!              once u8, tubes u16, tube*
 //!   4 Unwant   epoch u64, conn u64, number u64
-//!   5 Refers   refers u8, tube
+//!   5 Refers   using u32, watching u32, tube
 //!   6 Told
-//!   7 Barrier  number u64
+//!   7 Barrier  number u64, all u8, tube*
 //!   8 Renew    sent u64, wall u64, its report         4 Reports  all nodes' reports
-//! tube: length u8, bytes
+//! tube: length u8, bytes      elsewhere: using u32, watching u32, waiting u32, tube
 //! ```
 //!
 //! Which node speaks is known from the link. `sent` is the gateway's own clock and only comes back to it.
@@ -21,7 +21,8 @@ use std::sync::Arc;
 use beanpole_raft::Payload;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::leader::ToLeader;
+use crate::gateway::Barrier;
+use crate::leader::{About, Clients, Elsewhere, ToLeader};
 use crate::queue::SessionId;
 
 mod tag {
@@ -47,8 +48,8 @@ pub(super) enum Up {
     Hello { term: u64 },
     /// For the leader's state machine.
     Tell(ToLeader),
-    /// How far is the log committed now?
-    Barrier { number: u64 },
+    /// How far is the log committed now? And what is asked of other nodes' clients.
+    Barrier(Barrier),
     /// Is there a leader with a quorum? `sent` is given back. And this node's wall clock, and how it is.
     Renew { sent: u64, wall: u64, report: Bytes },
 }
@@ -56,8 +57,8 @@ pub(super) enum Up {
 /// What the leader's node says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Down {
-    /// What was committed when this barrier was asked is up to `index`.
-    Reached { barrier: u64, index: u64 },
+    /// What was committed when this barrier was asked is up to `index`; and what was asked besides.
+    Reached { barrier: u64, index: u64, elsewhere: Vec<Elsewhere> },
     /// The leader had its quorum after the renewal came; and its clocks.
     Renewed { sent: u64, stamp: u64, lease: u64 },
     /// Barriers and renewals asked so far could not be confirmed.
@@ -97,15 +98,19 @@ impl Up {
                 out.put_u8(tag::UNWANT);
                 put_want(&mut out, session, number);
             }
-            Up::Tell(ToLeader::Refers { tube, refers }) => {
+            Up::Tell(ToLeader::Refers { tube, clients }) => {
                 out.put_u8(tag::REFERS);
-                out.put_u8(u8::from(refers));
+                put_clients(&mut out, clients);
                 put_tube(&mut out, &tube);
             }
             Up::Tell(ToLeader::Told) => out.put_u8(tag::TOLD),
-            Up::Barrier { number } => {
+            Up::Barrier(Barrier { number, about }) => {
                 out.put_u8(tag::BARRIER);
                 out.put_u64_le(number);
+                out.put_u8(u8::from(about == About::AllTubes));
+                if let About::Tubes(tubes) = about {
+                    tubes.iter().for_each(|tube| put_tube(&mut out, tube));
+                }
             }
             Up::Renew { sent, wall, report } => {
                 out.put_u8(tag::RENEW);
@@ -135,11 +140,11 @@ impl Up {
                 Up::Tell(ToLeader::Unwant { session, number })
             }
             tag::REFERS => {
-                let refers = rest.try_get_u8().map_err(|_| Unreadable)? != 0;
-                Up::Tell(ToLeader::Refers { tube: tube_of(&mut rest)?, refers })
+                let clients = clients_of(&mut rest)?;
+                Up::Tell(ToLeader::Refers { tube: tube_of(&mut rest)?, clients })
             }
             tag::TOLD => Up::Tell(ToLeader::Told),
-            tag::BARRIER => Up::Barrier { number: u64_of(&mut rest)? },
+            tag::BARRIER => Up::Barrier(barrier_of(&mut rest)?),
             tag::RENEW => {
                 let (sent, wall) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
                 return Ok(Up::Renew { sent, wall, report: message.slice(message.len() - rest.len()..) });
@@ -154,10 +159,15 @@ impl Down {
     pub fn encode(&self) -> Payload {
         let mut out = BytesMut::with_capacity(32);
         match self {
-            Down::Reached { barrier, index } => {
+            Down::Reached { barrier, index, elsewhere } => {
                 out.put_u8(tag::REACHED);
                 out.put_u64_le(*barrier);
                 out.put_u64_le(*index);
+                for Elsewhere { tube, clients, waiting } in elsewhere {
+                    put_clients(&mut out, *clients);
+                    out.put_u32_le(*waiting);
+                    put_tube(&mut out, tube);
+                }
             }
             Down::Renewed { sent, stamp, lease } => {
                 out.put_u8(tag::RENEWED);
@@ -177,7 +187,11 @@ impl Down {
     pub fn decode(message: &Bytes) -> Result<Down, Unreadable> {
         let mut rest = &message[..];
         let down = match rest.try_get_u8().map_err(|_| Unreadable)? {
-            tag::REACHED => Down::Reached { barrier: u64_of(&mut rest)?, index: u64_of(&mut rest)? },
+            tag::REACHED => {
+                let (barrier, index) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
+                let elsewhere = until_end(&mut rest, elsewhere_of)?;
+                Down::Reached { barrier, index, elsewhere }
+            }
             tag::RENEWED => Down::Renewed {
                 sent: u64_of(&mut rest)?,
                 stamp: u64_of(&mut rest)?,
@@ -202,6 +216,45 @@ fn want_of(node: u32, rest: &mut &[u8]) -> Result<(SessionId, u64), Unreadable> 
     Ok((SessionId { node, epoch, conn }, u64_of(rest)?))
 }
 
+fn put_clients(out: &mut BytesMut, clients: Clients) {
+    out.put_u32_le(clients.using);
+    out.put_u32_le(clients.watching);
+}
+
+fn clients_of(rest: &mut &[u8]) -> Result<Clients, Unreadable> {
+    Ok(Clients { using: u32_of(rest)?, watching: u32_of(rest)? })
+}
+
+fn elsewhere_of(rest: &mut &[u8]) -> Result<Elsewhere, Unreadable> {
+    let (clients, waiting) = (clients_of(rest)?, u32_of(rest)?);
+    Ok(Elsewhere { tube: tube_of(rest)?, clients, waiting })
+}
+
+fn barrier_of(rest: &mut &[u8]) -> Result<Barrier, Unreadable> {
+    let number = u64_of(rest)?;
+    let all = rest.try_get_u8().map_err(|_| Unreadable)? != 0;
+    let tubes = until_end(rest, tube_of)?;
+    let about = match (all, tubes.is_empty()) {
+        (true, true) => About::AllTubes,
+        (true, false) => return Err(Unreadable),
+        (false, true) => About::Nothing,
+        (false, false) => About::Tubes(tubes),
+    };
+    Ok(Barrier { number, about })
+}
+
+/// As many as there are.
+fn until_end<T>(
+    rest: &mut &[u8],
+    mut one: impl FnMut(&mut &[u8]) -> Result<T, Unreadable>,
+) -> Result<Vec<T>, Unreadable> {
+    let mut all = Vec::new();
+    while !rest.is_empty() {
+        all.push(one(rest)?);
+    }
+    Ok(all)
+}
+
 fn put_tube(out: &mut BytesMut, tube: &str) {
     out.put_u8(u8::try_from(tube.len()).expect("a tube's name has at most 200 bytes"));
     out.extend_from_slice(tube.as_bytes());
@@ -209,9 +262,13 @@ fn put_tube(out: &mut BytesMut, tube: &str) {
 
 fn tube_of(rest: &mut &[u8]) -> Result<Arc<str>, Unreadable> {
     let len = usize::from(rest.try_get_u8().map_err(|_| Unreadable)?);
-    let (name, tail) = rest.split_at_checked(len).ok_or(Unreadable)?;
+    let (name, tail) = rest.split_at_checked(len).filter(|_| len > 0).ok_or(Unreadable)?;
     *rest = tail;
     std::str::from_utf8(name).map(Arc::from).map_err(|_| Unreadable)
+}
+
+fn u32_of(rest: &mut &[u8]) -> Result<u32, Unreadable> {
+    rest.try_get_u32_le().map_err(|_| Unreadable)
 }
 
 fn u64_of(rest: &mut &[u8]) -> Result<u64, Unreadable> {
@@ -231,9 +288,10 @@ mod tests {
             Up::Hello { term: 4 },
             Up::Tell(ToLeader::Want { session, number: 2, tubes, once: true }),
             Up::Tell(ToLeader::Unwant { session, number: 2 }),
-            Up::Tell(ToLeader::Refers { tube: "t".into(), refers: false }),
+            Up::Tell(ToLeader::Refers { tube: "t".into(), clients: Clients { using: 1, watching: 2 } }),
             Up::Tell(ToLeader::Told),
-            Up::Barrier { number: 1 },
+            Up::Barrier(Barrier { number: 1, about: About::AllTubes }),
+            Up::Barrier(Barrier { number: 2, about: About::Tubes(vec!["t".into(), "u".into()]) }),
         ];
         for up in ups {
             let shown = format!("{up:?}");
@@ -243,7 +301,15 @@ mod tests {
             assert!(Up::decode(3, [&bytes[..], &[0]].concat().into()).is_err(), "{shown}");
         }
         for down in [
-            Down::Reached { barrier: 1, index: 2 },
+            Down::Reached {
+                barrier: 1,
+                index: 2,
+                elsewhere: vec![Elsewhere {
+                    tube: "t".into(),
+                    clients: Clients { using: 3, watching: 4 },
+                    waiting: 5,
+                }],
+            },
             Down::Renewed { sent: 3, stamp: 4, lease: 5 },
             Down::Again,
         ] {

@@ -8,6 +8,7 @@ use beanpole_raft::{LinkSender, Node};
 use tokio::sync::mpsc;
 
 use super::message::Down;
+use crate::gateway::Barrier;
 use crate::node::Shared;
 
 /// How long is waited after a confirmation failed.
@@ -16,11 +17,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One question, and who asks.
 pub(super) enum Ask {
     /// This node's gateway, how far the log is committed.
-    OwnBarrier(u64),
+    OwnBarrier(Barrier),
     /// This node's gateway, whether its lease goes on.
     OwnRenew(u64),
     /// Another node.
-    Barrier(LinkSender, u64),
+    Barrier(LinkSender, u32, Barrier),
     /// Another node.
     Renew(LinkSender, u64),
 }
@@ -51,15 +52,17 @@ pub(super) async fn answer(shared: Arc<Shared>, node: Node, mut asks: mpsc::Unbo
 
 async fn say(shared: &Shared, ask: Ask, index: u64) {
     match ask {
-        Ask::OwnBarrier(number) => {
+        Ask::OwnBarrier(Barrier { number, about }) => {
             let mut gateway = shared.gateway.lock();
-            gateway.barrier_reached(number, index);
+            let elsewhere = shared.elsewhere(gateway.node(), &about);
+            gateway.barrier_reached(number, index, elsewhere);
             shared.wake_for(&gateway);
         }
         Ask::OwnRenew(sent) => shared.gateway.lock().renewed(sent),
-        Ask::Barrier(link, barrier) => {
+        Ask::Barrier(link, node, Barrier { number, about }) => {
+            let elsewhere = shared.elsewhere(node, &about);
             // A link that broke is noticed where it is read.
-            link.send(Down::Reached { barrier, index }.encode()).await.ok();
+            link.send(Down::Reached { barrier: number, index, elsewhere }.encode()).await.ok();
         }
         Ask::Renew(link, sent) => {
             let (stamp, lease) = shared.gateway.lock().clocks_now();
@@ -76,7 +79,7 @@ async fn unsaid(shared: &Shared, ask: Ask) {
             gateway.ask_barriers_again();
             shared.wake_for(&gateway);
         }
-        Ask::Barrier(link, _) => {
+        Ask::Barrier(link, ..) => {
             link.send(Down::Again.encode()).await.ok();
         }
         // The next renewal is sent anyway.

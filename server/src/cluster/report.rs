@@ -3,14 +3,18 @@
 //! comes back with all others'; nothing is decided by it.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use beanpole_raft::Node;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::Roles;
 use crate::node::Shared;
+
+/// A node that has told nothing for so long is not counted on.
+const AWAY_AFTER: Duration = Duration::from_secs(5);
 
 /// One node, as it sees itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +34,12 @@ pub struct Report {
     pub purged: u64,
     /// Clients' connections.
     pub connections: u64,
+    /// Clients that have put.
+    pub producers: u64,
+    /// Clients that have reserved.
+    pub workers: u64,
+    /// Clients that wait for a job.
+    pub waiting: u64,
     /// Bytes of its segment files.
     pub disk_bytes: u64,
     /// Bytes of bodies that jobs refer to.
@@ -125,6 +135,18 @@ impl Reports {
         self.of_nodes.lock().values().map(|(report, at)| (report.clone(), age(at))).collect()
     }
 
+    /// What other nodes' clients did when those nodes told last. A node that has not told for long is away, and its clients with it.
+    pub fn roles_elsewhere(&self, node: u64) -> Roles {
+        let of_nodes = self.of_nodes.lock();
+        let here = |report: &Report, at: &Instant| report.id != node && at.elapsed() < AWAY_AFTER;
+        let others = of_nodes.values().filter(|(report, at)| here(report, at));
+        others.fold(Roles::default(), |sum, (report, _)| Roles {
+            producers: sum.producers + report.producers,
+            workers: sum.workers + report.workers,
+            waiting: sum.waiting + report.waiting,
+        })
+    }
+
     /// A node's report has come.
     pub fn set(&self, report: Report) {
         self.of_nodes.lock().insert(report.id, (report, Instant::now()));
@@ -135,7 +157,7 @@ impl Reports {
         let Ok(reports) = serde_json::from_slice::<Vec<(Report, u64)>>(bytes) else { return };
         let mut of_nodes = self.of_nodes.lock();
         for (report, age_ms) in reports {
-            let Some(at) = Instant::now().checked_sub(std::time::Duration::from_millis(age_ms)) else {
+            let Some(at) = Instant::now().checked_sub(Duration::from_millis(age_ms)) else {
                 continue;
             };
             let newer = of_nodes.get(&report.id).is_none_or(|(_, known)| *known < at);
@@ -172,11 +194,18 @@ impl Reports {
 pub fn own(shared: &Shared, node: &Node) -> Report {
     let status = node.status();
     let disk = node.bodies().disk_usage();
-    let (connections, ready, stopping, leaving, mark) = {
+    let (connections, roles, ready, stopping, leaving, mark) = {
         let gateway = shared.gateway.lock();
         let engine = gateway.engine();
         let leaving = engine.leaving().map_or(0, u64::from);
-        (gateway.connections() as u64, gateway.is_ready(), gateway.is_stopping(), leaving, engine.mark())
+        (
+            gateway.connections() as u64,
+            gateway.roles(),
+            gateway.is_ready(),
+            gateway.is_stopping(),
+            leaving,
+            engine.mark(),
+        )
     };
     Report {
         id: status.node_id,
@@ -186,6 +215,9 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         snapshot: status.snapshot_index,
         purged: status.purged,
         connections,
+        producers: roles.producers,
+        workers: roles.workers,
+        waiting: roles.waiting,
         disk_bytes: disk.log_bytes,
         live_bytes: disk.live_bytes,
         memory_bytes: anonymous_memory(),

@@ -46,6 +46,7 @@ async fn lead(
 ) -> bool {
     tracing::info!(term = now.term, "this node leads");
     shared.take_office(now.term);
+    let own = node.status().node_id;
     let mut renewals = interval(RENEW_EVERY);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let lives = loop {
@@ -58,6 +59,11 @@ async fn lead(
             }
             _ = renewals.tick() => {
                 shared.reports.set(report::own(shared, node));
+                {
+                    let mut gateway = shared.gateway.lock();
+                    gateway.hear_roles(shared.reports.roles_elsewhere(own));
+                    gateway.tell_clients();
+                }
                 if shared.gateway.lock().is_leaving() {
                     hand_over(node).await;
                 }
@@ -68,8 +74,8 @@ async fn lead(
             }
             () = shared.uplink_called() => {
                 let barrier = shared.gateway.lock().take_barrier();
-                if let Some(number) = barrier
-                    && asks.send(Ask::OwnBarrier(number)).is_err()
+                if let Some(barrier) = barrier
+                    && asks.send(Ask::OwnBarrier(barrier)).is_err()
                 {
                     break false;
                 }
@@ -184,6 +190,7 @@ async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
                 shared.reports.set(own);
                 let (sent, wall) = {
                     let mut gateway = shared.gateway.lock();
+                    gateway.tell_clients();
                     (gateway.now(), gateway.wall())
                 };
                 if sender.send(Up::Renew { sent, wall, report }.encode()).await.is_err() {
@@ -198,7 +205,7 @@ async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
 fn next_up(shared: &Shared) -> Option<Up> {
     let mut gateway = shared.gateway.lock();
     let message = gateway.next_message().map(Up::Tell);
-    let up = message.or_else(|| gateway.take_barrier().map(|number| Up::Barrier { number }));
+    let up = message.or_else(|| gateway.take_barrier().map(Up::Barrier));
     shared.wake_for_replies(&gateway);
     up
 }
@@ -206,13 +213,17 @@ fn next_up(shared: &Shared) -> Option<Up> {
 fn hear(shared: &Shared, down: Down) {
     let mut gateway = shared.gateway.lock();
     match down {
-        Down::Reached { barrier, index } => gateway.barrier_reached(barrier, index),
+        Down::Reached { barrier, index, elsewhere } => gateway.barrier_reached(barrier, index, elsewhere),
         Down::Renewed { sent, stamp, lease } => {
             gateway.renewed(sent);
             gateway.hear_clocks(stamp, lease);
         }
         Down::Again => gateway.ask_barriers_again(),
-        Down::Reports(reports) => shared.reports.merge(&reports),
+        Down::Reports(reports) => {
+            shared.reports.merge(&reports);
+            let own = u64::from(gateway.node());
+            gateway.hear_roles(shared.reports.roles_elsewhere(own));
+        }
     }
     shared.wake_for(&gateway);
 }

@@ -212,6 +212,13 @@ impl Gateway {
     fn pause_tube(&mut self, conn: ConnId, name: &str, delay: u32) {
         self.counters.pause_tube += 1;
         let referenced = self.tubes.find(name).is_some();
+        if referenced || !self.clustered {
+            return self.log_pause(conn, name, delay, referenced);
+        }
+        self.run_or_hold(conn, Held::Read(ReadCommand::PauseTube(name.into(), delay)));
+    }
+
+    pub(super) fn log_pause(&mut self, conn: ConnId, name: &str, delay: u32, referenced: bool) {
         self.log(conn, true, |open| open.builder.pause_tube(conn.0, name.as_bytes(), delay, referenced));
     }
 

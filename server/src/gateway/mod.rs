@@ -48,7 +48,8 @@ use crate::queue::{self, BatchBuilder, Engine, SessionId};
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;
-use reads::Read;
+use reads::{Answers, Read};
+pub use reads::{Barrier, Roles};
 use session::{Blocked, ConnId, Outlet, Session, Sessions, Slot};
 use tubes::TubeTable;
 use uplink::UnderWay;
@@ -151,6 +152,8 @@ pub struct Gateway {
     /// How many of them the leader is still to be asked about.
     unplaced: usize,
     last_barrier: u64,
+    answers: Answers,
+    roles_elsewhere: Roles,
     /// When a waiting reserve must be looked at, in monotonic microseconds.
     timers: BTreeSet<(u64, ConnId)>,
     /// When the shell will call `tick`, in monotonic microseconds.
@@ -202,6 +205,8 @@ impl Gateway {
             reads: VecDeque::new(),
             unplaced: 0,
             last_barrier: 0,
+            answers: Answers::default(),
+            roles_elsewhere: Roles::default(),
             timers: BTreeSet::new(),
             alarm_us: u64::MAX,
             next_token: 0,

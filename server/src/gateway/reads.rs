@@ -5,18 +5,23 @@
 //! meanwhile at once. As replies to changes also leave only after they applied, a client never reads an older state than one that
 //! anybody has been told of.
 
+use std::collections::{HashSet, VecDeque};
+
 use beanpole_protocol::stats::{JobStats, ServerStats, TubeStats};
 use beanpole_protocol::{JobId, Reply, stats};
 
 use super::session::{Blocked, ConnId, ReadCommand};
 
 use super::{Gateway, applied::Delivery};
+use crate::leader::{About, Elsewhere};
 use crate::queue::{JobState, JobView};
 
 /// A read that waits for the state to be new enough.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
     conn: ConnId,
+    /// The question to the leader whose answer it uses; 0 if none was asked.
+    barrier: u64,
     /// The batch of this gateway that must have applied.
     after: u64,
     place: Place,
@@ -33,6 +38,41 @@ enum Place {
     At(u64),
 }
 
+/// A question to the leader: how far everything is committed, and what is asked of other nodes' clients besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Barrier {
+    /// Tells it from the others of this gateway.
+    pub number: u64,
+    /// What else is asked.
+    pub about: About,
+}
+
+/// What the leader told of other nodes' clients.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// By the question's number, in order; kept as long as a read needs it.
+    of_barriers: VecDeque<(u64, Vec<Elsewhere>)>,
+}
+
+impl Answers {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.of_barriers.is_empty()
+    }
+
+    fn get(&self, barrier: u64) -> &[Elsewhere] {
+        let answer = self.of_barriers.iter().find(|(number, _)| *number == barrier);
+        answer.map_or(&[], |(_, elsewhere)| elsewhere)
+    }
+
+    /// Forgets what was answered to questions before this one.
+    fn forget_before(&mut self, barrier: u64) {
+        while self.of_barriers.front().is_some_and(|(number, _)| *number < barrier) {
+            self.of_barriers.pop_front();
+        }
+    }
+}
+
 impl Gateway {
     /// Starts a read of a session that is owed nothing.
     pub(super) fn begin_read(&mut self, conn: ConnId, read: ReadCommand) {
@@ -40,7 +80,7 @@ impl Gateway {
             return self.close(conn);
         }
         if self.reads_at_once() {
-            return self.evaluate(conn, &read);
+            return self.evaluate(conn, &read, 0);
         }
         if let Some(session) = self.sessions.get_mut(conn) {
             session.blocked = Blocked::Reading(read);
@@ -70,29 +110,36 @@ impl Gateway {
     fn queue_read(&mut self, conn: ConnId) {
         let read = if self.clustered {
             self.unplaced += 1;
-            Read { conn, after: 0, place: Place::Unknown }
+            Read { conn, barrier: 0, after: 0, place: Place::Unknown }
         } else {
-            Read { conn, after: self.last_batch(), place: Place::At(0) }
+            Read { conn, barrier: 0, after: self.last_batch(), place: Place::At(0) }
         };
         self.reads.push_back(read);
     }
 
-    /// The number under which the leader is to be asked how far the log was committed, if reads need it.
-    pub fn take_barrier(&mut self) -> Option<u64> {
+    /// What the leader is to be asked, if reads need it.
+    pub fn take_barrier(&mut self) -> Option<Barrier> {
         if !self.needs_barrier() {
             return None;
         }
         self.last_barrier += 1;
-        let asked = Place::Asked(self.last_barrier);
+        let number = self.last_barrier;
+        let mut about = About::Nothing;
         for read in self.reads.iter_mut().rev().take_while(|read| read.place == Place::Unknown) {
-            read.place = asked;
+            read.place = Place::Asked(number);
+            read.barrier = number;
+            let blocked = self.sessions.get(read.conn).map(|session| &session.blocked);
+            if let Some(Blocked::Reading(command)) = blocked {
+                ask_for(command, &mut about);
+            }
         }
         self.unplaced = 0;
-        Some(self.last_barrier)
+        Some(Barrier { number, about })
     }
 
-    /// The leader's answer: everything that was committed when it was asked is up to `index`.
-    pub fn barrier_reached(&mut self, barrier: u64, index: u64) {
+    /// The leader's answer: everything that was committed when it was asked is up to `index`, and this is what was asked of
+    /// other nodes' clients.
+    pub fn barrier_reached(&mut self, barrier: u64, index: u64, elsewhere: Vec<Elsewhere>) {
         for read in &mut self.reads {
             match read.place {
                 Place::Asked(asked) if asked <= barrier => read.place = Place::At(index),
@@ -100,7 +147,12 @@ impl Gateway {
                 Place::At(_) => {}
             }
         }
+        if !elsewhere.is_empty() {
+            self.answers.of_barriers.push_back((barrier, elsewhere));
+        }
         self.evaluate_reads();
+        let oldest = self.reads.iter().find(|read| read.barrier > 0).map_or(u64::MAX, |read| read.barrier);
+        self.answers.forget_before(oldest);
     }
 
     /// What was asked will not be answered: it is asked again.
@@ -120,12 +172,12 @@ impl Gateway {
             if !reached || read.after > self.applied {
                 return;
             }
-            let conn = read.conn;
+            let (conn, barrier) = (read.conn, read.barrier);
             self.reads.pop_front();
             let Some(session) = self.sessions.get_mut(conn) else { continue };
             match std::mem::take(&mut session.blocked) {
                 Blocked::Reading(read) => {
-                    self.evaluate(conn, &read);
+                    self.evaluate(conn, &read, barrier);
                     self.touch_session(conn, true);
                 }
                 reserving @ Blocked::Reserving(_) => {
@@ -137,7 +189,7 @@ impl Gateway {
         }
     }
 
-    fn evaluate(&mut self, conn: ConnId, read: &ReadCommand) {
+    fn evaluate(&mut self, conn: ConnId, read: &ReadCommand, barrier: u64) {
         let Some(session) = self.sessions.get(conn) else { return };
         let used = self.tubes.get(session.used).name().as_bytes();
         match read {
@@ -150,7 +202,7 @@ impl Gateway {
                 self.answer_read(conn, Some(body));
             }
             ReadCommand::StatsTube(name) => {
-                let body = self.tube_stats(name);
+                let body = self.tube_stats(name, barrier);
                 self.answer_read(conn, body);
             }
             ReadCommand::StatsJob(id) => {
@@ -158,8 +210,12 @@ impl Gateway {
                 self.answer_read(conn, body);
             }
             ReadCommand::ListTubes => {
-                let body = stats::list_body(self.list_tubes().iter().map(|name| &**name));
+                let body = stats::list_body(self.all_tubes(barrier).iter().map(|name| &**name));
                 self.answer_read(conn, Some(body));
+            }
+            ReadCommand::PauseTube(name, delay) => {
+                let referenced = self.tubes.find(name).is_some() || self.elsewhere(name, barrier).is_some();
+                self.log_pause(conn, name, *delay, referenced);
             }
         }
     }
@@ -181,7 +237,22 @@ impl Gateway {
         }
     }
 
-    /// Every tube that holds jobs, or that a client uses or watches.
+    /// What the leader told of other nodes' clients of a tube.
+    fn elsewhere(&self, name: &str, barrier: u64) -> Option<&Elsewhere> {
+        self.answers.get(barrier).iter().find(|elsewhere| &*elsewhere.tube == name)
+    }
+
+    /// Every tube that holds jobs, or that a client of any node uses or watches.
+    fn all_tubes(&self, barrier: u64) -> Vec<Box<str>> {
+        let mut names = self.list_tubes();
+        let known: HashSet<&str> = names.iter().map(|name| &**name).collect();
+        let elsewhere = self.answers.get(barrier).iter().map(|elsewhere| &*elsewhere.tube);
+        let more: Vec<Box<str>> = elsewhere.filter(|name| !known.contains(name)).map(Into::into).collect();
+        names.extend(more);
+        names
+    }
+
+    /// Every tube that holds jobs, or that a client of this node uses or watches.
     pub fn list_tubes(&self) -> Vec<Box<str>> {
         let engine_has = |name: &str| self.engine.tube(name.as_bytes()).is_some();
         let held = self.engine.tube_names().filter(|name| {
@@ -223,13 +294,13 @@ impl Gateway {
         )
     }
 
-    fn tube_stats(&mut self, name: &str) -> Option<String> {
+    fn tube_stats(&mut self, name: &str, barrier: u64) -> Option<String> {
         self.clocks.advance();
         let view = self.engine.tube(name.as_bytes());
         let client = self.tubes.find(name).map(|tube| self.tubes.get(tube));
-        let exists =
-            name == "default" || client.is_some() || view.as_ref().is_some_and(|view| !view.is_empty());
-        if !exists {
+        let elsewhere = self.elsewhere(name, barrier);
+        let referenced = name == "default" || client.is_some() || elsewhere.is_some();
+        if !referenced && view.as_ref().is_none_or(|view| view.is_empty()) {
             return None;
         }
         let mut stats = TubeStats { name, ..TubeStats::default() };
@@ -237,6 +308,11 @@ impl Gateway {
             stats.current_using = u64::from(tube.using());
             stats.current_watching = u64::from(tube.watching());
             stats.current_waiting = u64::from(tube.waiting());
+        }
+        if let Some(elsewhere) = elsewhere {
+            stats.current_using += u64::from(elsewhere.clients.using);
+            stats.current_watching += u64::from(elsewhere.clients.watching);
+            stats.current_waiting += u64::from(elsewhere.waiting);
         }
         if let Some(view) = view {
             stats.current_jobs_urgent = view.urgent;
@@ -252,6 +328,20 @@ impl Gateway {
             stats.pause_time_left = seconds(left);
         }
         Some(stats.body())
+    }
+
+    /// What this gateway's clients do.
+    pub fn roles(&self) -> Roles {
+        self.sessions.iter().fold(Roles::default(), |sum, session| Roles {
+            producers: sum.producers + u64::from(session.producer),
+            workers: sum.workers + u64::from(session.worker),
+            waiting: sum.waiting + u64::from(matches!(session.blocked, Blocked::Reserving(_))),
+        })
+    }
+
+    /// What other nodes' clients do, as far as is known.
+    pub fn hear_roles(&mut self, elsewhere: Roles) {
+        self.roles_elsewhere = elsewhere;
     }
 
     fn server_stats(&self) -> String {
@@ -270,14 +360,42 @@ impl Gateway {
             draining: self.engine.draining(),
             ..ServerStats::default()
         };
-        for session in self.sessions.iter() {
-            stats.current_producers += u64::from(session.producer);
-            stats.current_workers += u64::from(session.worker);
-            stats.current_waiting += u64::from(matches!(session.blocked, Blocked::Reserving(_)));
-        }
+        let (here, elsewhere) = (self.roles(), self.roles_elsewhere);
+        stats.current_producers = here.producers + elsewhere.producers;
+        stats.current_workers = here.workers + elsewhere.workers;
+        stats.current_waiting = here.waiting + elsewhere.waiting;
         self.counters.fill(&mut stats);
         self.facts.fill(&mut stats);
         stats.body()
+    }
+}
+
+/// Clients by what they have done on their connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// They have put.
+    pub producers: u64,
+    /// They have reserved.
+    pub workers: u64,
+    /// They wait for a job.
+    pub waiting: u64,
+}
+
+/// Adds to what is asked of other nodes' clients what a command needs.
+fn ask_for(command: &ReadCommand, about: &mut About) {
+    match command {
+        ReadCommand::ListTubes => *about = About::AllTubes,
+        ReadCommand::StatsTube(name) | ReadCommand::PauseTube(name, _) => match about {
+            About::AllTubes => {}
+            About::Nothing => *about = About::Tubes(vec![name.as_ref().into()]),
+            About::Tubes(tubes) => tubes.push(name.as_ref().into()),
+        },
+        ReadCommand::Peek(_)
+        | ReadCommand::PeekReady
+        | ReadCommand::PeekDelayed
+        | ReadCommand::PeekBuried
+        | ReadCommand::Stats
+        | ReadCommand::StatsJob(_) => {}
     }
 }
 

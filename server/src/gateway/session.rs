@@ -98,6 +98,8 @@ pub enum ReadCommand {
     StatsJob(u64),
     /// `list-tubes`
     ListTubes,
+    /// `pause-tube NAME DELAY` of a tube that is not known here: another node's client may use or watch it.
+    PauseTube(Box<str>, u32),
 }
 
 /// Why a session takes no further command now.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::session::{ConnId, Outlet};
 use super::{BodySource, Facts, Gateway, Next};
 use crate::clock::{Clocks, TimeSource};
-use crate::leader::Leader;
+use crate::leader::{About, Clients, Elsewhere, Leader};
 use crate::queue::Effects;
 
 /// Time that passes when a test says so.
@@ -561,12 +561,39 @@ fn a_read_in_a_cluster_waits_until_the_leader_has_told_how_far_it_is_and_that_ha
     b.send(0, "peek 1\r\n");
     let barrier = b.gateway.take_barrier().unwrap();
     assert_eq!(b.gateway.take_barrier(), None, "one question for all that came meanwhile");
-    b.gateway.barrier_reached(barrier, 3);
+    b.gateway.barrier_reached(barrier.number, 3, Vec::new());
     b.gateway.flush(usize::MAX);
     assert_eq!(b.received(0), "", "entry 3 has not applied here");
     b.gateway.applied_up_to(3);
     b.gateway.flush(usize::MAX);
     assert_eq!(b.received(0), "NOT_FOUND\r\n");
+}
+
+#[test]
+fn what_other_nodes_clients_do_with_a_tube_is_part_of_what_is_told_of_it() {
+    let mut b = clustered(1);
+    let elsewhere =
+        |tube: &str| Elsewhere { tube: tube.into(), clients: Clients { using: 1, watching: 2 }, waiting: 1 };
+    let mut ask = |command: &str, about: About| {
+        b.send(0, command);
+        let barrier = b.gateway.take_barrier().unwrap();
+        assert_eq!(barrier.about, about, "{command}");
+        let index = b.gateway.applied_index;
+        let told = if about == About::Nothing { Vec::new() } else { vec![elsewhere("far")] };
+        b.gateway.barrier_reached(barrier.number, index, told);
+        b.settle();
+        b.received(0)
+    };
+    let far = || About::Tubes(vec!["far".into()]);
+    let stats = ask("stats-tube far\r\n", far());
+    for line in ["current-using: 1\n", "current-watching: 2\n", "current-waiting: 1\n"] {
+        assert!(stats.contains(line), "{stats}");
+    }
+    assert!(ask("list-tubes\r\n", About::AllTubes).contains("- default\n- far\n"));
+    assert_eq!(ask("pause-tube far 9\r\n", far()), "PAUSED\r\n");
+    assert_eq!(ask("pause-tube near 9\r\n", About::Tubes(vec!["near".into()])), "NOT_FOUND\r\n");
+    assert_eq!(ask("stats-job 1\r\n", About::Nothing), "NOT_FOUND\r\n");
+    assert!(b.gateway.answers.is_empty(), "answers are kept no longer than needed");
 }
 
 #[test]

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::leader::Clients;
+
 /// A tube that some client uses or watches. Valid while it is referenced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TubeRef(u32);
@@ -16,9 +18,16 @@ pub struct Tube {
     using: u32,
     watching: u32,
     waiting: u32,
+    /// The leader does not know the newest counts.
+    untold: bool,
 }
 
 impl Tube {
+    /// Clients that use and watch it.
+    pub fn clients(&self) -> Clients {
+        Clients { using: self.using, watching: self.watching }
+    }
+
     /// The tube's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -47,6 +56,8 @@ pub struct TubeTable {
     by_name: HashMap<Arc<str>, TubeRef>,
     slots: Vec<Option<Tube>>,
     free: Vec<u32>,
+    /// Tubes whose counts changed since they were told, and perhaps some that are gone.
+    untold: Vec<TubeRef>,
 }
 
 impl TubeTable {
@@ -55,7 +66,7 @@ impl TubeTable {
             return *tube;
         }
         let name: Arc<str> = name.into();
-        let tube = Tube { name: name.clone(), using: 0, watching: 0, waiting: 0 };
+        let tube = Tube { name: name.clone(), using: 0, watching: 0, waiting: 0, untold: false };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -77,6 +88,25 @@ impl TubeTable {
         self.slots[tube.0 as usize].as_mut().expect("a referenced tube stays")
     }
 
+    /// The tube, whose counts are about to change.
+    fn change(&mut self, tube: TubeRef) -> &mut Tube {
+        if !std::mem::replace(&mut self.get_mut(tube).untold, true) {
+            self.untold.push(tube);
+        }
+        self.get_mut(tube)
+    }
+
+    /// The tubes whose counts changed since this was asked last, each once.
+    pub fn take_untold(&mut self) -> Vec<(Arc<str>, Clients)> {
+        let mut untold = std::mem::take(&mut self.untold);
+        let slots = &mut self.slots;
+        let told = untold.drain(..).filter_map(|tube| {
+            let tube = slots[tube.0 as usize].as_mut()?;
+            std::mem::replace(&mut tube.untold, false).then(|| (tube.name.clone(), tube.clients()))
+        });
+        told.collect()
+    }
+
     /// A tube by name, if any client uses or watches it.
     pub fn find(&self, name: &str) -> Option<TubeRef> {
         self.by_name.get(name).copied()
@@ -85,26 +115,26 @@ impl TubeTable {
     /// Counts a client that uses the tube from now on.
     pub fn add_using(&mut self, name: &str) -> TubeRef {
         let tube = self.get_or_insert(name);
-        self.get_mut(tube).using += 1;
+        self.change(tube).using += 1;
         tube
     }
 
     /// Counts a client that watches the tube from now on.
     pub fn add_watching(&mut self, name: &str) -> TubeRef {
         let tube = self.get_or_insert(name);
-        self.get_mut(tube).watching += 1;
+        self.change(tube).watching += 1;
         tube
     }
 
     /// A client uses it no longer; answers the name if nobody uses or watches it now.
     pub fn drop_using(&mut self, tube: TubeRef) -> Option<Arc<str>> {
-        self.get_mut(tube).using -= 1;
+        self.change(tube).using -= 1;
         self.forget_if_unused(tube)
     }
 
     /// A client watches it no longer; answers the name if nobody uses or watches it now.
     pub fn drop_watching(&mut self, tube: TubeRef) -> Option<Arc<str>> {
-        self.get_mut(tube).watching -= 1;
+        self.change(tube).watching -= 1;
         self.forget_if_unused(tube)
     }
 
@@ -146,9 +176,11 @@ mod tests {
         let used = tubes.add_using("a");
         let watched = tubes.add_watching("a");
         assert_eq!(used, watched);
+        assert_eq!(tubes.take_untold(), [("a".into(), Clients { using: 1, watching: 1 })]);
         assert_eq!(tubes.drop_using(used), None);
         assert_eq!(tubes.drop_watching(watched).as_deref(), Some("a"));
         assert_eq!(tubes.find("a"), None);
         assert_eq!(tubes.iter().count(), 0);
+        assert_eq!(tubes.take_untold(), [], "what is gone was told");
     }
 }

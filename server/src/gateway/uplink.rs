@@ -10,7 +10,7 @@ use beanpole_raft::Payload;
 use super::lease::Standing;
 use super::session::Blocked;
 use super::{BATCHES_UNDER_WAY_MAX, Gateway};
-use crate::leader::{Leader, ToLeader};
+use crate::leader::{Clients, Leader, ToLeader};
 use crate::queue::{self, BatchBuilder};
 
 /// A batch that was closed and has not applied.
@@ -52,9 +52,11 @@ impl Gateway {
     pub fn connect_leader(&mut self) {
         self.connected = true;
         self.outbox.clear();
-        let mut referred: Vec<Arc<str>> = self.tubes.iter().map(super::tubes::Tube::shared_name).collect();
-        referred.sort_unstable();
-        self.outbox.extend(referred.into_iter().map(|tube| ToLeader::Refers { tube, refers: true }));
+        self.tubes.take_untold();
+        let mut referred: Vec<_> =
+            self.tubes.iter().map(|tube| (tube.shared_name(), tube.clients())).collect();
+        referred.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.outbox.extend(referred.into_iter().map(|(tube, clients)| ToLeader::Refers { tube, clients }));
         self.tell(ToLeader::Told);
         self.tell_announcement();
         let batches = self.under_way.iter().map(|under_way| ToLeader::Batch(under_way.batch.clone()));
@@ -88,10 +90,19 @@ impl Gateway {
     /// A client began to use or watch a tube, which may be the first to do so, and with that perhaps left another.
     pub(super) fn tell_refers(&mut self, tube: &str, known: bool, unused: Option<Arc<str>>) {
         if !known && let Some(tube) = self.tubes.find(tube) {
-            let tube = self.tubes.get(tube).shared_name();
-            self.tell(ToLeader::Refers { tube, refers: true });
+            let tube = self.tubes.get(tube);
+            let (tube, clients) = (tube.shared_name(), tube.clients());
+            self.tell(ToLeader::Refers { tube, clients });
         }
         self.tell_unused(unused);
+    }
+
+    /// Tells how many clients use and watch each tube, where that has changed. Called now and then: clients that poll
+    /// change it with every command.
+    pub fn tell_clients(&mut self) {
+        for (tube, clients) in self.tubes.take_untold() {
+            self.tell(ToLeader::Refers { tube, clients });
+        }
     }
 
     /// Nobody here uses or watches the tube any longer.
@@ -99,7 +110,7 @@ impl Gateway {
         if let Some(tube) = unused
             && self.tubes.find(&tube).is_none()
         {
-            self.tell(ToLeader::Refers { tube, refers: false });
+            self.tell(ToLeader::Refers { tube, clients: Clients::default() });
         }
     }
 

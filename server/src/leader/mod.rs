@@ -21,6 +21,7 @@ use beanpole_raft::Payload;
 
 use crate::clock::Clocks;
 use crate::queue::{BatchBuilder, Effects, Engine, Gateway, Item, SessionId, outline};
+pub use refs::Clients;
 use refs::Refs;
 use wants::Wants;
 
@@ -71,15 +72,38 @@ pub enum ToLeader {
         /// Which of its reserves.
         number: u64,
     },
-    /// The gateway's clients use or watch a tube, or none of them does any longer.
+    /// How many of the gateway's clients use and watch a tube now.
     Refers {
         /// The tube.
         tube: Arc<str>,
-        /// Whether one does.
-        refers: bool,
+        /// How many.
+        clients: Clients,
     },
     /// All tubes in use were told.
     Told,
+}
+
+/// What a gateway asks of other nodes' clients, together with how far the log is committed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum About {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Who refers to these tubes.
+    Tubes(Vec<Arc<str>>),
+    /// All tubes that somebody refers to.
+    AllTubes,
+}
+
+/// A tube as other nodes' clients see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its name.
+    pub tube: Arc<str>,
+    /// Who refers to it.
+    pub clients: Clients,
+    /// How many wait for a job of it.
+    pub waiting: u32,
 }
 
 /// An entry under construction.
@@ -148,8 +172,8 @@ impl Leader {
                 self.want(ground, session, number, tubes, once)
             }
             ToLeader::Unwant { session, number } => self.wants.remove_number(session, number),
-            ToLeader::Refers { tube, refers } => {
-                let free = self.refs.set(node, &tube, refers);
+            ToLeader::Refers { tube, clients } => {
+                let free = self.refs.set(node, &tube, clients);
                 if free {
                     self.end_if_empty(ground, &tube);
                 }
@@ -168,6 +192,20 @@ impl Leader {
         self.last_stream += 1;
         self.streams.insert(node, self.last_stream);
         self.last_stream
+    }
+
+    /// What a node asks of other nodes' clients. Tubes that none of them refers to are left out.
+    pub fn elsewhere(&self, node: u32, about: &About) -> Vec<Elsewhere> {
+        let tell = |tube: &Arc<str>| {
+            let clients = self.refs.elsewhere(node, tube);
+            let waiting = || u32::try_from(self.wants.waiting_elsewhere(node, tube)).unwrap_or(u32::MAX);
+            (!clients.is_none()).then(|| Elsewhere { tube: tube.clone(), clients, waiting: waiting() })
+        };
+        match about {
+            About::Nothing => Vec::new(),
+            About::Tubes(tubes) => tubes.iter().filter_map(tell).collect(),
+            About::AllTubes => self.refs.tubes().filter_map(tell).collect(),
+        }
     }
 
     /// Whether this is the node's newest stream.

@@ -115,6 +115,12 @@ impl Wants {
         self.waiting.get(tube)?.first_key_value().map(|(_, session)| *session)
     }
 
+    /// How many wait for a tube at other nodes than this one.
+    pub fn waiting_elsewhere(&self, node: u32, tube: &str) -> usize {
+        let line = self.waiting.get(tube).into_iter().flat_map(BTreeMap::values);
+        line.filter(|session| session.node != node).count()
+    }
+
     /// Takes the want out of the order of waiting, to offer it.
     pub fn offer(&mut self, session: SessionId) -> Option<&Want> {
         let Wants { of_sessions, waiting, .. } = self;
