@@ -112,6 +112,12 @@ impl Clocks {
         self.heard_lease = self.heard_lease.max(lease);
     }
 
+    /// Whether it can be told what time it is without trusting this node's wall clock alone: a leader's clock was heard, or those
+    /// of all `voters`.
+    pub fn is_sure(&self, voters: usize) -> bool {
+        self.follows || self.leading || self.others.len() + 1 >= voters
+    }
+
     /// This node's own wall clock, in microseconds since the Unix epoch.
     pub fn own_wall(&self) -> u64 {
         self.source.wall_us()
@@ -263,6 +269,20 @@ mod tests {
         fake.pass(2 * S);
         clocks.take_office(1001 * S, 69 * S);
         assert_eq!((clocks.stamp(), clocks.lease()), (1002 * S, 70 * S));
+    }
+
+    #[test]
+    fn a_leader_that_never_heard_another_starts_at_the_median_of_all_clocks() {
+        let fake = Fake::default();
+        fake.wall.store(4600 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        assert!(clocks.is_sure(1) && !clocks.is_sure(3));
+        clocks.hear_wall(2, 1000 * S);
+        assert!(!clocks.is_sure(3));
+        clocks.hear_wall(3, 1001 * S);
+        assert!(clocks.is_sure(3));
+        clocks.take_office(900 * S, 0);
+        assert_eq!(clocks.stamp(), 1001 * S);
     }
 
     #[test]

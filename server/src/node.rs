@@ -46,6 +46,8 @@ pub struct Shared {
     pump: Notify,
     replies: Notify,
     uplink: Notify,
+    /// Another node told its wall clock.
+    walls: Notify,
     /// The last leader on this node: its term, and its number.
     office: watch::Sender<(u64, u64)>,
     /// How the nodes are, for operators.
@@ -62,6 +64,7 @@ impl Shared {
             pump: Notify::new(),
             replies: Notify::new(),
             uplink: Notify::new(),
+            walls: Notify::new(),
             office: watch::Sender::new((0, 0)),
             reports: Reports::default(),
             addresses: OnceLock::new(),
@@ -177,6 +180,23 @@ impl Shared {
     /// What a node asks of other nodes' clients; nothing when this one leads no longer.
     pub fn elsewhere(&self, node: u32, about: &About) -> Vec<Elsewhere> {
         self.leader.lock().as_ref().map(|leader| leader.elsewhere(node, about)).unwrap_or_default()
+    }
+
+    /// Another node's wall clock, as it told a moment ago.
+    pub fn hear_wall(&self, node: u32, wall_us: u64) {
+        self.gateway.lock().hear_wall(node, wall_us);
+        self.walls.notify_waiters();
+    }
+
+    /// Resolves when the time is known from more than this node's own wall clock.
+    pub async fn sure_of_time(&self, voters: usize) {
+        loop {
+            let told = self.walls.notified();
+            if self.gateway.lock().is_sure_of_time(voters) {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// Notes a sign of life of another node's gateway, and its wall clock. False when this node leads that term no longer.

@@ -26,7 +26,8 @@ async fn serve_link(
     let Ok(node) = u32::try_from(link.peer()) else { return };
     let (sender, mut receiver) = link.split();
     let Some(hello) = receiver.recv().await else { return };
-    let Ok(Up::Hello { term }) = Up::decode(node, hello) else { return };
+    let Ok(Up::Hello { term, wall }) = Up::decode(node, hello) else { return };
+    shared.hear_wall(node, wall);
     // The other node may know of this one's election before it has applied its own first entry.
     let ready = leadership.wait_for(|now| now.term > term || now.term == term && now.ready).await;
     if !ready.is_ok_and(|now| now.term == term) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! to the leader                                      from the leader
-//!   1 Hello    term u64                                1 Reached  barrier u64, index u64, elsewhere*
+//!   1 Hello    term u64, wall u64                      1 Reached  barrier u64, index u64, elsewhere*
 //!   2 Batch    the batch (see queue/batch.rs)          2 Renewed  sent u64, stamp u64, lease u64
 //!   3 Want     epoch u64, conn u64, number u64,        3 Again    the barriers asked so far found no quorum
 //!              once u8, tubes u16, tube*
@@ -44,8 +44,8 @@ mod tag {
 /// What a gateway's node says.
 #[derive(Debug)]
 pub(super) enum Up {
-    /// The first word: the term whose leader is meant.
-    Hello { term: u64 },
+    /// The first word: the term whose leader is meant, and this node's wall clock.
+    Hello { term: u64, wall: u64 },
     /// For the leader's state machine.
     Tell(ToLeader),
     /// How far is the log committed now? And what is asked of other nodes' clients.
@@ -76,9 +76,10 @@ impl Up {
     pub fn encode(self) -> Payload {
         let mut out = BytesMut::with_capacity(64);
         match self {
-            Up::Hello { term } => {
+            Up::Hello { term, wall } => {
                 out.put_u8(tag::HELLO);
                 out.put_u64_le(term);
+                out.put_u64_le(wall);
             }
             Up::Tell(ToLeader::Batch(batch)) => {
                 let mut parts = vec![Bytes::from_static(&[tag::BATCH])];
@@ -126,7 +127,7 @@ impl Up {
     pub fn decode(node: u32, message: Bytes) -> Result<Up, Unreadable> {
         let mut rest = &message[..];
         let up = match rest.try_get_u8().map_err(|_| Unreadable)? {
-            tag::HELLO => Up::Hello { term: u64_of(&mut rest)? },
+            tag::HELLO => Up::Hello { term: u64_of(&mut rest)?, wall: u64_of(&mut rest)? },
             tag::BATCH => return Ok(Up::Tell(ToLeader::Batch(message.slice(1..).into()))),
             tag::WANT => {
                 let (session, number) = want_of(node, &mut rest)?;
@@ -285,7 +286,7 @@ mod tests {
         let session = SessionId { node: 3, epoch: 8, conn: 9 };
         let tubes: Vec<Arc<str>> = vec!["a".into(), "b".repeat(200).into()];
         let ups = [
-            Up::Hello { term: 4 },
+            Up::Hello { term: 4, wall: 5 },
             Up::Tell(ToLeader::Want { session, number: 2, tubes, once: true }),
             Up::Tell(ToLeader::Unwant { session, number: 2 }),
             Up::Tell(ToLeader::Refers { tube: "t".into(), clients: Clients { using: 1, watching: 2 } }),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use beanpole_raft::{Leadership, LinkReceiver, LinkSender, Node};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
 
 use super::message::{Down, Unreadable, Up};
 use super::quorum::{Ask, Asks};
@@ -15,6 +15,8 @@ use crate::node::Shared;
 
 /// How long is waited before a leader that could not be reached is tried again.
 const RETRY: Duration = Duration::from_millis(20);
+/// How long a leader that never heard another one waits for other nodes' clocks.
+const TIME_MAX: Duration = Duration::from_millis(500);
 const RENEW_EVERY: Duration = Duration::from_micros(RENEW_EVERY_US);
 
 /// Follows the leader until the node stops.
@@ -45,6 +47,11 @@ async fn lead(
     leadership: &mut watch::Receiver<Leadership>,
 ) -> bool {
     tracing::info!(term = now.term, "this node leads");
+    let voters = node.status().voters.len();
+    // After a restart of all nodes nobody knows the time yet: one wrong clock must not decide it.
+    if timeout(TIME_MAX, shared.sure_of_time(voters)).await.is_err() {
+        tracing::warn!("not all nodes told their clocks; the time is taken from those that did");
+    }
     shared.take_office(now.term);
     let own = node.status().node_id;
     let mut renewals = interval(RENEW_EVERY);
@@ -152,7 +159,8 @@ async fn converse(
     mut receiver: LinkReceiver,
     term: u64,
 ) -> Ended {
-    if sender.send(Up::Hello { term }.encode()).await.is_err() {
+    let wall = shared.gateway.lock().wall();
+    if sender.send(Up::Hello { term, wall }.encode()).await.is_err() {
         return Ended::Broken;
     }
     shared.gateway.lock().connect_leader();

@@ -177,6 +177,11 @@ impl Gateway {
         self.clocks.own_wall()
     }
 
+    /// Whether the time is known from more than this node's own wall clock.
+    pub fn is_sure_of_time(&self, voters: usize) -> bool {
+        self.clocks.is_sure(voters)
+    }
+
     /// Another node's wall clock, as it told a moment ago.
     pub fn hear_wall(&mut self, node: u32, wall_us: u64) {
         self.clocks.hear_wall(node, wall_us);
