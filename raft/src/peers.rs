@@ -96,7 +96,10 @@ impl PeerBook {
             let what = format!("the data directory of node {node} is an old copy");
             return Err((Reason::OldCopy, format!("{what}: start {now} came after start {before}")));
         }
-        if key(facts.last) < key(known.acknowledged) {
+        // A process that was met has shown its log by then, and goes on acknowledging on one connection while what it
+        // said of itself on another one is under way: that is late, not lost.
+        let met = known.instance != 0 && known.boots == facts.boots;
+        if !met && key(facts.last) < key(known.acknowledged) {
             let (now, before) = (index(facts.last), index(known.acknowledged));
             let what =
                 format!("the log of node {node} ends at entry {now}, and it had acknowledged entry {before}");
@@ -234,6 +237,22 @@ mod tests {
             disk.overwrite(&dir.join(FILE), bytes);
             assert!(PeerBook::open(Arc::new(disk.clone()), dir).is_err(), "byte {at}");
         }
+    }
+
+    /// What a node said of its log can be older than what it has acknowledged since; only a new start can have lost
+    /// entries.
+    #[test]
+    fn a_hello_that_arrives_after_later_acknowledgements_is_believed() {
+        let disk = FaultDisk::new();
+        disk.create_dir(Path::new("d")).unwrap();
+        let book = PeerBook::open(Arc::new(disk), Path::new("d")).unwrap();
+        let at = |index| Some(Position { term: 4, index });
+        let reason = |facts| book.check(&facts).map_err(|(reason, _)| reason);
+        assert_eq!(reason(facts(5, 3, at(90))), Ok(()));
+        book.meet(&facts(5, 3, at(90)));
+        book.acknowledge(2, Position { term: 4, index: 100 });
+        assert_eq!(reason(facts(5, 3, at(95))), Ok(()));
+        assert_eq!(reason(facts(5, 4, at(95))), Err(Reason::LostEntries));
     }
 
     /// Another instance, fewer boots, a shorter log and a removed number are recognised; an unknown node is not
