@@ -43,6 +43,16 @@ impl Bodies {
         read.flatten().ok_or(BodyError::Unknown(addr))
     }
 
+    /// Reads a body wherever it is, on the blocking pool, or at once where the node does all IO on the runtime.
+    ///
+    /// # Errors
+    /// As [`Bodies::read_blocking`]; [`BodyError::Io`] also when the runtime goes down meanwhile.
+    pub async fn read(&self, addr: BodyAddr) -> Result<Bytes, BodyError> {
+        let bodies = self.clone();
+        let read = self.log.blocking(move || Ok(bodies.read_blocking(addr))).await;
+        read.unwrap_or_else(|source| Err(BodyError::Io { addr, source }))
+    }
+
     /// Reads a body wherever it is. May block on the disk: call it on the blocking pool. It reads through the
     /// file and not through the map: a media error is an error then, and not a signal that ends the process.
     ///

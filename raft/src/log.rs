@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -254,9 +255,15 @@ impl Log {
         Work { ops: spent, committed: inner.state.committed, stop: inner.stop }
     }
 
-    /// The same for a task.
+    /// The same for a task. Takes as long as the disk says that it needs; what comes meanwhile is done with it.
     pub(crate) async fn take_work_inline(&self) -> Work {
+        let mut slept = false;
         loop {
+            let latency = if slept || !self.has_work() { Duration::ZERO } else { self.disk.latency() };
+            if !latency.is_zero() {
+                tokio::time::sleep(latency).await;
+                slept = true;
+            }
             {
                 let mut inner = self.inner.lock();
                 if !inner.queue.is_empty() || inner.stop {
@@ -266,6 +273,10 @@ impl Log {
             }
             self.work_inline.notified().await;
         }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.inner.lock().queue.is_empty()
     }
 
     /// Runs what blocks where that disturbs nobody.

@@ -27,6 +27,8 @@ use crate::net::{Net, Wire};
 const WINDOW_BYTES: usize = 256 << 10;
 /// Connections that wait to be accepted; more are refused.
 const BACKLOG: usize = 128;
+/// What was lost on the way is sent again after this long, as TCP does; what was sent behind it waits.
+const SENT_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The network that [`SimHub::net`]'s nodes share. Cloning gives another handle.
 #[derive(Clone)]
@@ -42,11 +44,15 @@ struct Shared {
 
 struct State {
     listeners: BTreeMap<String, mpsc::Sender<End>>,
+    /// Lives of each address: one more with each [`SimHub::net`] and each [`SimHub::crash`].
+    lives: BTreeMap<String, u64>,
     /// Directions in which nothing passes.
     cut: BTreeSet<(String, String)>,
     pipes: Vec<Arc<Pipe>>,
     rng: StdRng,
     delay_max: Duration,
+    /// How probable it is that a write is lost and sent again.
+    loss: f64,
 }
 
 impl SimHub {
@@ -62,10 +68,12 @@ impl SimHub {
     pub fn with_delay(seed: u64, delay_max: Duration) -> Self {
         let state = State {
             listeners: BTreeMap::new(),
+            lives: BTreeMap::new(),
             cut: BTreeSet::new(),
             pipes: Vec::new(),
             rng: StdRng::seed_from_u64(seed),
             delay_max,
+            loss: 0.0,
         };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
     }
@@ -75,15 +83,38 @@ impl SimHub {
     #[must_use]
     pub fn net(&self, address: &str) -> Arc<dyn Net> {
         let (sender, accepted) = mpsc::channel(BACKLOG);
-        let replaced = self.shared.state.lock().listeners.insert(address.to_owned(), sender);
+        let (replaced, life) = {
+            let mut state = self.shared.state.lock();
+            let life = state.begin_life(address);
+            (state.listeners.insert(address.to_owned(), sender), life)
+        };
         // Outside the lock: connections that wait in it lock the hub when they are dropped.
         drop(replaced);
         self.shared.changed.notify_waiters();
         Arc::new(SimNet {
             hub: self.shared.clone(),
             address: address.to_owned(),
+            life,
             accepted: tokio::sync::Mutex::new(accepted),
         })
+    }
+
+    /// From now on each write takes up to `delay_max`, and is lost and sent again with probability `loss`.
+    pub fn set_weather(&self, delay_max: Duration, loss: f64) {
+        let mut state = self.shared.state.lock();
+        state.delay_max = delay_max;
+        state.loss = loss;
+    }
+
+    /// Breaks every connection between `a` and `b`; both ends see it at once. New ones can be made.
+    pub fn break_between(&self, a: &str, b: &str) {
+        let mut state = self.shared.state.lock();
+        for pipe in &state.pipes {
+            if (pipe.from == a && pipe.to == b) || (pipe.from == b && pipe.to == a) {
+                pipe.close();
+            }
+        }
+        state.wake_pipes();
     }
 
     /// Nothing passes from `from` to `to` any more; the other direction stays as it is.
@@ -120,6 +151,8 @@ impl SimHub {
     /// it again: what the kernel does when a process dies.
     pub fn crash(&self, address: &str) {
         let mut state = self.shared.state.lock();
+        // What is left of the process connects no more.
+        state.begin_life(address);
         let listener = state.listeners.remove(address);
         for pipe in &state.pipes {
             if pipe.from == address || pipe.to == address {
@@ -144,11 +177,23 @@ impl State {
         !self.cut.is_empty() && self.cut.contains(&(from.to_owned(), to.to_owned()))
     }
 
+    /// Ends the life that an address has, if it has one; answers the number of the next.
+    fn begin_life(&mut self, address: &str) -> u64 {
+        let life = self.lives.entry(address.to_owned()).or_default();
+        *life += 1;
+        *life
+    }
+
     fn delay(&mut self) -> Duration {
+        let again = if self.loss > 0.0 && self.rng.random_bool(self.loss) {
+            SENT_AGAIN_AFTER
+        } else {
+            Duration::ZERO
+        };
         if self.delay_max.is_zero() {
-            return Duration::ZERO;
+            return again;
         }
-        self.rng.random_range(Duration::ZERO..=self.delay_max)
+        again + self.rng.random_range(Duration::ZERO..=self.delay_max)
     }
 
     /// Wakes everybody and forgets the connections that are gone.
@@ -164,16 +209,17 @@ impl State {
 pub struct SimNet {
     hub: Arc<Shared>,
     address: String,
+    life: u64,
     accepted: tokio::sync::Mutex<mpsc::Receiver<End>>,
 }
 
 impl Net for SimNet {
     fn connect(&self, address: &str) -> BoxFuture<'static, io::Result<Box<dyn Wire>>> {
-        let (hub, from, to) = (self.hub.clone(), self.address.clone(), address.to_owned());
+        let (hub, from, to, life) = (self.hub.clone(), self.address.clone(), address.to_owned(), self.life);
         Box::pin(async move {
             loop {
                 let changed = hub.changed.notified();
-                if let Some(connected) = connect_now(&hub, &from, &to) {
+                if let Some(connected) = connect_now(&hub, &from, &to, life) {
                     let (delay, result) = connected;
                     tokio::time::sleep(delay).await;
                     return result.map(|end| Box::new(end) as Box<dyn Wire>);
@@ -194,10 +240,11 @@ impl Net for SimNet {
     }
 }
 
-/// The answer to a connection attempt and how long it takes; `None` while one direction is cut.
-fn connect_now(hub: &Arc<Shared>, from: &str, to: &str) -> Option<(Duration, io::Result<End>)> {
+/// The answer to a connection attempt and how long it takes; `None` while one direction is cut, and when `from`
+/// has another life by now.
+fn connect_now(hub: &Arc<Shared>, from: &str, to: &str, life: u64) -> Option<(Duration, io::Result<End>)> {
     let mut state = hub.state.lock();
-    if state.is_cut(from, to) || state.is_cut(to, from) {
+    if state.is_cut(from, to) || state.is_cut(to, from) || state.lives.get(from) != Some(&life) {
         return None;
     }
     let delay = state.delay();

@@ -12,6 +12,7 @@ mod cli;
 mod clock;
 mod cluster;
 mod config;
+pub mod embedded;
 mod gateway;
 mod leader;
 mod net;

@@ -310,12 +310,15 @@ impl Drop for Image {
     }
 }
 
+/// Whether the thread may stay awake for a commit: on a single processor the flush thread needs the time.
+pub fn may_stay_awake() -> bool {
+    std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1)
+}
+
 /// Takes messages from the gateway to the leader, proposes entries in order, sends cold reads to the blocking pool, and
-/// calls `tick` when something is due. Ends when the node no longer takes proposals.
-pub async fn pump(shared: Arc<Shared>, node: Node) {
+/// calls `tick` when something is due. Ends when the node no longer takes proposals. `stays_awake`: see [`may_stay_awake`].
+pub async fn pump(shared: Arc<Shared>, node: Node, stays_awake: bool) {
     let bodies = node.bodies();
-    // On a single processor the flush thread needs the time.
-    let stays_awake = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
     let (fates, fate) = mpsc::unbounded_channel();
     tokio::spawn(watch_fates(shared.clone(), fate));
     loop {
@@ -426,12 +429,7 @@ async fn watch_fates(shared: Arc<Shared>, mut fates: mpsc::UnboundedReceiver<(Pr
 
 /// Reads a body that is on the disk only, away from the thread that applies.
 async fn read_cold(shared: Arc<Shared>, bodies: Bodies, read: ColdRead) {
-    let result = tokio::task::spawn_blocking(move || bodies.read_blocking(read.addr)).await;
-    let result = match result {
-        Ok(result) => result,
-        // The runtime is going down; the client goes with it.
-        Err(_) => return,
-    };
+    let result = bodies.read(read.addr).await;
     let mut gateway = shared.gateway.lock();
     gateway.cold_done(&read, result);
     shared.wake_for(&gateway);

@@ -20,12 +20,12 @@ use crate::cluster::{self, report::Addresses};
 use crate::config::{ConfigError, ServeArgs, Settings};
 use crate::gateway::{BodySource, Gateway};
 use crate::net::{self, BindError, Bound};
-use crate::node::{Machine, Shared, pump, reply};
+use crate::node::{Machine, Shared, may_stay_awake, pump, reply};
 pub use facts::ProcessFacts;
 use signals::Ending;
 
 /// How long a stopping server waits for what is under way. Replies that a client does not read are not waited for longer.
-const SETTLE_MAX: Duration = Duration::from_millis(700);
+pub(crate) const SETTLE_MAX: Duration = Duration::from_millis(700);
 /// Clients that hold a job when the server stops have this long to finish it, in microseconds.
 const LET_GO_WITHIN_US: u64 = 150_000;
 /// How long a stopping server waits for clients to close.
@@ -142,7 +142,7 @@ impl Prepared {
         facts.set_node(node.clone());
         admin.set_node(node.clone());
         let working = if clustered {
-            tokio::spawn(take_part(shared.clone(), node.clone()))
+            tokio::spawn(take_part(shared.clone(), node.clone(), may_stay_awake()))
         } else {
             tokio::spawn(take_office(shared.clone(), node.clone(), started))
         };
@@ -183,14 +183,14 @@ fn options(settings: &Settings, peers: Option<Bound>) -> std::io::Result<Options
     Ok(options)
 }
 
-/// Does a member's part in a cluster of several nodes.
-async fn take_part(shared: Arc<Shared>, node: Node) {
+/// Does a member's part in a cluster of several nodes. `stays_awake`: see [`may_stay_awake`].
+pub(crate) async fn take_part(shared: Arc<Shared>, node: Node, stays_awake: bool) {
     {
         let mut gateway = shared.gateway.lock();
         gateway.join_cluster();
         gateway.begin(rand::random());
     }
-    tokio::join!(cluster::run(shared.clone(), node.clone()), pump(shared, node));
+    tokio::join!(cluster::run(shared.clone(), node.clone()), pump(shared, node, stays_awake));
 }
 
 /// Waits for the log, announces the gateway, and proposes batches from then on.
@@ -210,41 +210,43 @@ async fn take_office(shared: Arc<Shared>, node: Node, started: std::time::Instan
         ms = started.elapsed().as_millis() as u64,
         "serving"
     );
-    pump(shared, node).await;
+    pump(shared, node, may_stay_awake()).await;
 }
 
 /// Hands over, lets the clients go, waits for what is under way and its replies, and closes the log.
 async fn finish(shared: &Shared, node: &Node, clustered: bool, ending: &mut Ending) -> ExitCode {
     tracing::info!("stopping: finishing what is under way");
-    let settled = async {
-        if clustered {
-            hand_over(node).await;
-        }
-        let_go(shared).await;
-        {
-            let mut gateway = shared.gateway.lock();
-            gateway.stop();
-            shared.wake_for(&gateway);
-        }
-        settle(shared).await;
-        if clustered {
-            {
-                let mut gateway = shared.gateway.lock();
-                gateway.retire();
-                shared.wake_for(&gateway);
-            }
-            settle(shared).await;
-        }
-        node.shutdown().await;
-    };
     tokio::select! {
-        settled = tokio::time::timeout(SETTLE_MAX, settled) => match settled {
+        settled = tokio::time::timeout(SETTLE_MAX, wind_up(shared, node, clustered)) => match settled {
             Ok(()) => tracing::info!("stopped"),
             Err(_) => tracing::warn!("stopped with replies that a client did not read"),
         },
         () = ending.asked_again() => tracing::warn!("stopped at once, as asked again"),
     }
     ExitCode::SUCCESS
+}
+
+/// What an orderly end consists of, in its order. A caller that has waited for [`SETTLE_MAX`] ends the process anyway.
+pub(crate) async fn wind_up(shared: &Shared, node: &Node, clustered: bool) {
+    if clustered {
+        hand_over(node).await;
+    }
+    let_go(shared).await;
+    {
+        let mut gateway = shared.gateway.lock();
+        gateway.stop();
+        shared.wake_for(&gateway);
+    }
+    settle(shared).await;
+    if clustered {
+        {
+            let mut gateway = shared.gateway.lock();
+            gateway.retire();
+            shared.wake_for(&gateway);
+        }
+        settle(shared).await;
+    }
+    node.shutdown().await;
 }
 
 /// Closes clients' connections between two commands, as far as that is soon done.
@@ -291,7 +293,7 @@ fn storage_failed(fatal: &Fatal) -> ExitCode {
 }
 
 /// Stands in until the log is open; no body can be asked for before that.
-struct NoBodies;
+pub(crate) struct NoBodies;
 
 impl BodySource for NoBodies {
     fn read_now(&self, addr: BodyAddr, _out: &mut BytesMut) -> Result<bool, BodyError> {

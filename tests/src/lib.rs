@@ -22,4 +22,5 @@ pub mod extra;
 pub mod procfs;
 pub mod script;
 pub mod server;
+pub mod sim;
 pub mod wait;

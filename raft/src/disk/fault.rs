@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -50,6 +51,10 @@ struct State {
     writes_before_failure: Option<u64>,
     /// How many more changes are done before the power goes.
     changes_before_cut: Option<u64>,
+    /// How long a write and its sync take at most, and what draws how long each takes; none takes no time.
+    slowness: Option<(Duration, StdRng)>,
+    /// Syncs and writes that have failed because they were to.
+    failures: u64,
     changes: u64,
     syncs: u64,
     writes: u64,
@@ -156,6 +161,25 @@ impl FaultDisk {
         self.inner.state.lock().changes_before_cut = Some(changes);
     }
 
+    /// From now on a write and its sync take up to `most` together, drawn from `seed` each time.
+    pub fn slow_down(&self, most: Duration, seed: u64) {
+        self.inner.state.lock().slowness = (!most.is_zero()).then(|| (most, StdRng::seed_from_u64(seed)));
+    }
+
+    /// Takes back every failure that was asked for and has not come yet.
+    pub fn be_well(&self) {
+        let mut state = self.inner.state.lock();
+        (state.syncs_before_failure, state.writes_before_failure, state.changes_before_cut) =
+            (None, None, None);
+        (state.space, state.slowness) = (None, None);
+    }
+
+    /// Whether a failure that was asked for has come: the power is gone, or a sync or write has failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.inner.off.load(Ordering::SeqCst) || self.inner.state.lock().failures > 0
+    }
+
     /// How many writes, syncs and changes of names were begun.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -256,7 +280,7 @@ impl State {
     }
 
     fn sync_result(&mut self) -> io::Result<()> {
-        countdown(&mut self.syncs_before_failure)?;
+        countdown(&mut self.syncs_before_failure).inspect_err(|_| self.failures += 1)?;
         self.syncs += 1;
         Ok(())
     }
@@ -394,6 +418,11 @@ impl Disk for FaultDisk {
         let taken = locks.lock().insert(path.to_path_buf());
         Ok(taken.then(|| Box::new(Held { locks, path: path.to_path_buf() }) as DiskLock))
     }
+
+    fn latency(&self) -> Duration {
+        let mut state = self.inner.state.lock();
+        state.slowness.as_mut().map_or(Duration::ZERO, |(most, rng)| rng.random_range(Duration::ZERO..=*most))
+    }
 }
 
 struct Held {
@@ -434,7 +463,8 @@ impl DiskFile for FaultFile {
         let mut state = self.disk.inner.state.lock();
         let total: usize = parts.iter().map(|part| part.len()).sum();
         self.room_for(&state, to_usize(offset) + total)?;
-        countdown(&mut state.writes_before_failure)?;
+        let state = &mut *state;
+        countdown(&mut state.writes_before_failure).inspect_err(|_| state.failures += 1)?;
         state.writes += 1;
         state.bytes_written += total as u64;
         let mut at = to_usize(offset);

@@ -9,6 +9,7 @@ mod real;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -59,6 +60,12 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>>;
+
+    /// How long the next write and sync are to take by the runtime's clock. Asked by nodes only that do their
+    /// IO on the runtime ([`crate::Options::inline`]): a disk in memory is slow because it says so.
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A lock held; dropping it releases it.

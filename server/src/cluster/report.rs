@@ -3,12 +3,13 @@
 //! comes back with all others'; nothing is decided by it.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use beanpole_raft::Node;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::gateway::Roles;
 use crate::node::Shared;
@@ -194,18 +195,13 @@ impl Reports {
 pub fn own(shared: &Shared, node: &Node) -> Report {
     let status = node.status();
     let disk = node.bodies().disk_usage();
-    let (connections, roles, ready, stopping, leaving, mark) = {
+    let (connections, roles, ready, stopping, leaving, mark, memory_bytes) = {
         let gateway = shared.gateway.lock();
         let engine = gateway.engine();
         let leaving = engine.leaving().map_or(0, u64::from);
-        (
-            gateway.connections() as u64,
-            gateway.roles(),
-            gateway.is_ready(),
-            gateway.is_stopping(),
-            leaving,
-            engine.mark(),
-        )
+        let (ready, stopping) = (gateway.is_ready(), gateway.is_stopping());
+        let (connections, memory) = (gateway.connections() as u64, gateway.memory_bytes());
+        (connections, gateway.roles(), ready, stopping, leaving, engine.mark(), memory)
     };
     Report {
         id: status.node_id,
@@ -220,7 +216,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         waiting: roles.waiting,
         disk_bytes: disk.log_bytes,
         live_bytes: disk.live_bytes,
-        memory_bytes: anonymous_memory(),
+        memory_bytes,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: shared.addresses().listen,
         admin: shared.addresses().admin,
@@ -232,15 +228,6 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         mark_index: mark.index,
         mark_hash: format!("{:016x}", mark.hash),
     }
-}
-
-/// Anonymous memory of this process in bytes; 0 where the system does not tell.
-fn anonymous_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    kib.map_or(0, |kib: u64| kib * 1024)
 }
 
 #[cfg(test)]

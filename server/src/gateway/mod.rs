@@ -113,6 +113,8 @@ pub struct ColdRead {
 pub trait Facts: Send {
     /// Fills in what the gateway does not know: uptime, resource usage, names, log figures.
     fn fill<'a>(&'a self, stats: &mut beanpole_protocol::stats::ServerStats<'a>);
+    /// Anonymous memory of the process, in bytes; 0 where the system does not tell.
+    fn memory_bytes(&self) -> u64;
 }
 
 /// All soft state of one node's clients, and the engine that answers them.
@@ -251,6 +253,11 @@ impl Gateway {
     /// Open connections.
     pub fn connections(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Anonymous memory of the process, in bytes; 0 where the system does not tell.
+    pub fn memory_bytes(&self) -> u64 {
+        self.facts.memory_bytes()
     }
 
     /// Where bodies are read from now on (the log is opened after the gateway is made).

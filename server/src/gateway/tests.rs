@@ -55,6 +55,9 @@ impl BodySource for Entries {
 struct NoFacts;
 
 impl Facts for NoFacts {
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
     fn fill<'a>(&'a self, _stats: &mut beanpole_protocol::stats::ServerStats<'a>) {}
 }
 

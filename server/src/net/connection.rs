@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 
 use super::listener::Listener;
-use super::stream::{Reading, Writing};
+use super::stream::{Reading, Stream, Writing};
 use crate::gateway::Next;
 use crate::gateway::session::{ConnId, Outlet};
 use crate::node::Shared;
@@ -40,23 +40,7 @@ pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_
         match listener.accept().await {
             // A client that knows other nodes tries one of those.
             Ok(_) if shared.gateway.lock().turns_away() => {}
-            Ok(stream) => {
-                let (reading, writing) = stream.split();
-                let link = Arc::new(Link { writing, waker: Mutex::new(None) });
-                let conn = shared.gateway.lock().connect(link.clone());
-                let connection = Connection {
-                    conn,
-                    reading,
-                    link,
-                    decoder: Decoder::new(max_job_size),
-                    buf: BytesMut::new(),
-                    ended: false,
-                    pool: pool.clone(),
-                    shared: shared.clone(),
-                    parting: None,
-                };
-                tokio::spawn(connection.run());
-            }
+            Ok(stream) => serve_client(stream, &shared, &pool, max_job_size),
             // The client gave up before it was accepted.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -67,9 +51,28 @@ pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_
     }
 }
 
+/// Serves one client, in a task of its own.
+pub fn serve_client(stream: Stream, shared: &Arc<Shared>, pool: &Arc<Pool>, max_job_size: u32) {
+    let (reading, writing) = stream.split();
+    let link = Arc::new(Link { writing, waker: Mutex::new(None) });
+    let conn = shared.gateway.lock().connect(link.clone());
+    let connection = Connection {
+        conn,
+        reading,
+        link,
+        decoder: Decoder::new(max_job_size),
+        buf: BytesMut::new(),
+        ended: false,
+        pool: pool.clone(),
+        shared: shared.clone(),
+        parting: None,
+    };
+    tokio::spawn(connection.run());
+}
+
 /// Read buffers that nobody uses now.
 #[derive(Default)]
-struct Pool(Mutex<Vec<BytesMut>>);
+pub struct Pool(Mutex<Vec<BytesMut>>);
 
 impl Pool {
     fn take(&self) -> BytesMut {

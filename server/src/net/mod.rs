@@ -2,7 +2,9 @@
 
 mod connection;
 mod listener;
+pub mod memory;
 mod stream;
 
-pub use connection::serve_connections;
+pub use connection::{Pool, serve_client, serve_connections};
 pub use listener::{BindError, Bound, Listener, bind};
+pub use stream::Stream;

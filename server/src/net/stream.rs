@@ -1,4 +1,5 @@
-//! A client's socket, TCP or unix, as two halves: the connection's task reads one, the gateway writes the other.
+//! A client's socket, TCP or unix, or a connection in memory, as two halves: the connection's task reads one, the gateway
+//! writes the other.
 
 use std::io;
 use std::net::Shutdown;
@@ -9,12 +10,16 @@ use bytes::BytesMut;
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_util::io::poll_read_buf;
 
+use super::memory;
+
 /// A connected client socket.
 pub enum Stream {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a unix socket.
     Unix(UnixStream),
+    /// Within the process.
+    Memory(memory::Stream),
 }
 
 /// The half that is read.
@@ -23,6 +28,8 @@ pub enum Reading {
     Tcp(tcp::OwnedReadHalf),
     /// Over a unix socket.
     Unix(unix::OwnedReadHalf),
+    /// Within the process.
+    Memory(memory::Reader),
 }
 
 /// The half that is written, without waiting.
@@ -31,6 +38,8 @@ pub enum Writing {
     Tcp(tcp::OwnedWriteHalf),
     /// Over a unix socket.
     Unix(unix::OwnedWriteHalf),
+    /// Within the process.
+    Memory(memory::Writer),
 }
 
 impl Stream {
@@ -45,6 +54,10 @@ impl Stream {
                 let (reading, writing) = stream.into_split();
                 (Reading::Unix(reading), Writing::Unix(writing))
             }
+            Stream::Memory(stream) => {
+                let (reading, writing) = stream.into_split();
+                (Reading::Memory(reading), Writing::Memory(writing))
+            }
         }
     }
 }
@@ -56,6 +69,7 @@ impl Reading {
         match self {
             Reading::Tcp(half) => poll_read_buf(Pin::new(half), cx, buf),
             Reading::Unix(half) => poll_read_buf(Pin::new(half), cx, buf),
+            Reading::Memory(half) => half.poll_read(cx, buf).map(Ok),
         }
     }
 }
@@ -66,6 +80,7 @@ impl Writing {
         match self {
             Writing::Tcp(half) => half.as_ref().poll_write_ready(cx),
             Writing::Unix(half) => half.as_ref().poll_write_ready(cx),
+            Writing::Memory(half) => half.poll_writable(cx),
         }
     }
 
@@ -74,6 +89,10 @@ impl Writing {
         match self {
             Writing::Tcp(half) => socket2::SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
             Writing::Unix(half) => socket2::SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
+            Writing::Memory(half) => {
+                half.shut_down();
+                Ok(())
+            }
         }
     }
 
@@ -82,6 +101,7 @@ impl Writing {
         match self {
             Writing::Tcp(half) => half.try_write(bytes),
             Writing::Unix(half) => half.try_write(bytes),
+            Writing::Memory(half) => half.try_write(bytes),
         }
     }
 }

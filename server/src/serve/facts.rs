@@ -82,6 +82,19 @@ impl Facts for ProcessFacts {
             stats.binlog_records_written = status.last_index;
         }
     }
+
+    fn memory_bytes(&self) -> u64 {
+        anonymous_memory()
+    }
+}
+
+/// Anonymous memory of this process in bytes; 0 where the system does not tell.
+fn anonymous_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib * 1024)
 }
 
 #[cfg(test)]
