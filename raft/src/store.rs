@@ -84,7 +84,10 @@ impl RaftLogStorage<TypeConfig> for Store {
         if index >= next_index(&self.log.state()) {
             return Ok(());
         }
-        self.log.queue([Op::Truncate { index, last }])
+        self.log.queue([Op::Truncate { index, last }])?;
+        // Until the flush thread comes to it the segments' tables show what is void now, and whoever reads from before
+        // it on would be given it. Truncations are rare: they are waited for.
+        self.log.flushed().await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
