@@ -10,6 +10,7 @@
 //!   tests/crash.rs                  kill -9           --> crash
 //!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
 //!   tests/cluster.rs                nodes that die    --> cluster
+//!   tests/partition.rs              cut networks      --> failover
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
@@ -19,6 +20,7 @@ pub mod connection;
 pub mod crash;
 pub mod differential;
 pub mod extra;
+pub mod failover;
 pub mod procfs;
 pub mod script;
 pub mod server;

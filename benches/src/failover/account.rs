@@ -117,6 +117,8 @@ pub trait NodeFaults {
     fn ended_by_fault(&self, node: usize, from_ns: u64) -> Option<u64>;
     /// Whether the node was frozen at some time within these, in ns: its workers may have lost what they hold.
     fn was_frozen(&self, node: usize, from_ns: u64, to_ns: u64) -> bool;
+    /// Whether the node was surely cut off from the others then, in ns: it can carry out no change.
+    fn was_cut_off(&self, node: usize, at_ns: u64) -> bool;
 }
 
 /// All jobs of a run.
@@ -149,6 +151,8 @@ pub struct Totals {
     pub after_delete: u64,
     /// Jobs that were gone (`NOT_FOUND`) although their worker held them.
     pub vanished: u64,
+    /// Puts and deletes that a node acknowledged while it was cut off from the others.
+    pub acked_cut_off: u64,
     /// Bodies that came back changed, or that nobody of this run has put.
     pub corrupted: u64,
     /// Puts whose answer was lost with the connection.
@@ -178,6 +182,7 @@ impl Totals {
             self.vanished,
             self.corrupted,
             self.refused_done,
+            self.acked_cut_off,
         ];
         must_not_be.iter().all(|n| *n == 0)
     }
@@ -304,6 +309,28 @@ impl<F: NodeFaults> Judge<'_, F> {
         }
         self.doubled(name, job);
         self.holds(name, job);
+        self.acknowledged_cut_off(name, job);
+    }
+
+    fn acknowledged_cut_off(&mut self, name: &str, job: &Job) {
+        let put = match job.put {
+            PutFate::Acked { at_ns, .. } => Some((job.node, at_ns)),
+            PutFate::Sent | PutFate::Refused | PutFate::Unknown | PutFate::NotSent => None,
+        };
+        let deletes = job.holds.iter().filter_map(|hold| match hold.end {
+            HoldEnd::Deleted { at_ns, .. } => Some((hold.node, at_ns)),
+            HoldEnd::Held
+            | HoldEnd::Deleting { .. }
+            | HoldEnd::Vanished { .. }
+            | HoldEnd::DeleteUnknown { .. }
+            | HoldEnd::Broken { .. } => None,
+        });
+        let wrong = put.into_iter().chain(deletes).filter(|(node, at)| self.faults.was_cut_off(*node, *at));
+        let wrong = wrong.count() as u64;
+        if wrong > 0 {
+            self.totals.acked_cut_off += wrong;
+            self.find(format!("acknowledged by a node that was cut off: {name}: {}", tell(job)));
+        }
     }
 
     fn doubled(&mut self, name: &str, job: &Job) {
@@ -422,7 +449,7 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    /// Node 0 is killed at 10 s; node 1 is frozen at 10 s, for more than its lease of 3 s.
+    /// Node 0 is killed at 10 s; node 1 is frozen at 10 s, for more than its lease of 3 s; node 3 is cut off from 10 s to 20 s.
     struct Faults;
 
     impl NodeFaults for Faults {
@@ -432,6 +459,9 @@ mod tests {
         }
         fn was_frozen(&self, node: usize, from_ns: u64, to_ns: u64) -> bool {
             node == 1 && from_ns < 20 * S && to_ns > 10 * S
+        }
+        fn was_cut_off(&self, node: usize, at_ns: u64) -> bool {
+            node == 3 && (10 * S..20 * S).contains(&at_ns)
         }
     }
 
@@ -518,6 +548,18 @@ mod tests {
                 hold(&mut account, 7, 2, from_ns, end);
                 assert_eq!(totals(&account).overlapping, overlapping, "node {node} {from_ns}");
             }
+        }
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_without_the_others() {
+        for (at_ns, wrong) in [(9 * S, 0), (15 * S, 2), (20 * S, 0)] {
+            let mut account = Account::new(1, 120);
+            let sequence = account.put(0, 3);
+            account.put_ended(0, sequence, PutFate::Acked { id: 7, at_ns });
+            hold(&mut account, 7, 3, 9 * S, HoldEnd::Deleted { sent_ns: 9 * S, at_ns });
+            let t = totals(&account);
+            assert_eq!((t.acked_cut_off, t.ok()), (wrong, wrong == 0), "{at_ns}");
         }
     }
 

@@ -33,9 +33,13 @@ pub struct FailoverArgs {
     /// Let a process that was stopped go on after this long (at the latest, at the end of the load)
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = parse_duration)]
     pub cont_after: Duration,
+    /// Let a node that was cut off hear and be heard again after this long (at the latest, at the end of the load)
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = parse_duration)]
+    pub heal_after: Duration,
     /// What goes wrong: AT:KIND:WHAT, e.g. 5s:kill:leader, 5s:stop:1234, 9s:run@n1:CMD. KIND is kill, term, stop or cont
-    /// (WHAT is a pid, or with --dev leader, follower, nN or last) or run (WHAT is a shell command); @NAME says which node it
-    /// hits. May be repeated
+    /// (WHAT is a pid, or with --dev leader, follower, nN or last), with --dev also cut, cut-in, cut-out (the node hears
+    /// nobody, is heard by nobody, or both), heal, drain, resume and lead (it is to lead), or run (WHAT is a shell command; with
+    /// --dev BEANPOLE_ADMIN names the nodes); @NAME says which node it hits. May be repeated
     #[arg(long = "fault", value_name = "AT:KIND:WHAT")]
     pub faults: Vec<Fault>,
     /// Puts per second of all producers
@@ -74,6 +78,9 @@ pub struct FailoverArgs {
     /// Also write the JSON report to this file
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// With --dev: NAME=VALUE for the environment of every node; {id} in it is replaced by the node's id
+    #[arg(long, hide = true, value_name = "NAME=VALUE")]
+    pub dev_env: Vec<String>,
     /// With --dev: more flags for every beanpole serve
     #[arg(last = true, value_name = "SERVE FLAGS")]
     pub serve_flags: Vec<String>,
@@ -125,11 +132,45 @@ pub enum Kind {
     Stop,
     /// SIGCONT.
     Cont,
+    /// The node and the others do not hear each other.
+    Cut,
+    /// The node hears nobody.
+    CutIn,
+    /// Nobody hears the node.
+    CutOut,
+    /// All that was cut of the node is whole again.
+    Heal,
+    /// The node is taken out of service.
+    Drain,
+    /// It is taken back.
+    Resume,
+    /// The node is to lead.
+    Lead,
     /// A shell command.
     Run,
 }
 
 impl Kind {
+    const ALL: [Kind; 12] = [
+        Kind::Kill,
+        Kind::Term,
+        Kind::Stop,
+        Kind::Cont,
+        Kind::Cut,
+        Kind::CutIn,
+        Kind::CutOut,
+        Kind::Heal,
+        Kind::Drain,
+        Kind::Resume,
+        Kind::Lead,
+        Kind::Run,
+    ];
+
+    /// Whether it takes relays between the nodes.
+    pub fn needs_relays(self) -> bool {
+        matches!(self, Kind::Cut | Kind::CutIn | Kind::CutOut | Kind::Heal)
+    }
+
     /// The word on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -137,6 +178,13 @@ impl Kind {
             Kind::Term => "term",
             Kind::Stop => "stop",
             Kind::Cont => "cont",
+            Kind::Cut => "cut",
+            Kind::CutIn => "cut-in",
+            Kind::CutOut => "cut-out",
+            Kind::Heal => "heal",
+            Kind::Drain => "drain",
+            Kind::Resume => "resume",
+            Kind::Lead => "lead",
             Kind::Run => "run",
         }
     }
@@ -195,18 +243,16 @@ impl FromStr for Fault {
             Some((kind, node)) => (kind, Some(node.to_owned())),
             None => (kind, None),
         };
-        let kind = match kind {
-            "kill" => Kind::Kill,
-            "term" => Kind::Term,
-            "stop" => Kind::Stop,
-            "cont" => Kind::Cont,
-            "run" => Kind::Run,
-            _ => return Err(wrong()),
-        };
+        let kind = Kind::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(wrong)?;
         let target = match kind {
-            Kind::Run => Target::Command(what.to_owned()),
-            Kind::Kill | Kind::Term | Kind::Stop | Kind::Cont => parse_target(what).ok_or_else(wrong)?,
+            Kind::Run => Some(Target::Command(what.to_owned())),
+            Kind::Kill | Kind::Term | Kind::Stop | Kind::Cont => parse_target(what),
+            // Who is cut off, drained or to lead is a node that is known by more than its process.
+            Kind::Cut | Kind::CutIn | Kind::CutOut | Kind::Heal | Kind::Drain | Kind::Resume | Kind::Lead => {
+                parse_target(what).filter(Target::needs_dev)
+            }
         };
+        let target = target.ok_or_else(wrong)?;
         Ok(Fault { at: parse_duration(at)?, kind, node, target })
     }
 }
@@ -243,13 +289,25 @@ mod tests {
         assert_eq!(fault("5s:kill:leader"), kill);
         assert_eq!(fault("1500ms:stop:node2").target, Target::Node(2));
         assert_eq!(fault("7:cont:last").target, Target::Last);
+        assert_eq!(
+            (fault("7:cut-in:leader").kind, fault("7:heal:n3").target),
+            (Kind::CutIn, Target::Node(3))
+        );
         assert_eq!(fault("7:term@a:4711").node.as_deref(), Some("a"));
         assert_eq!(fault("7:term@a:4711").target, Target::Pid(4711));
         let run = fault("1m:run:ssh a 'echo x:y'");
         assert_eq!((run.at, run.target), (seconds(60), Target::Command("ssh a 'echo x:y'".into())));
-        for bad in
-            ["", "5s", "5s:kill", "5s:hit:leader", "x:kill:leader", "5s:kill:-1", "5s:kill:0", "5s:kill:nx"]
-        {
+        for bad in [
+            "",
+            "5s",
+            "5s:kill",
+            "5s:hit:leader",
+            "x:kill:leader",
+            "5s:kill:-1",
+            "5s:kill:0",
+            "5s:kill:nx",
+            "5s:cut:4711",
+        ] {
             assert!(bad.parse::<Fault>().is_err(), "{bad}");
         }
     }

@@ -2,6 +2,7 @@
 
 use super::admin;
 use super::args::{FailoverArgs, NodeAddress};
+use super::cables::{CableEnd, Cables};
 use super::dev_cluster::DevCluster;
 use crate::environment::random_id;
 use std::fs::File;
@@ -17,9 +18,15 @@ const END_LIMIT: Duration = Duration::from_secs(8);
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How long the nodes may take at the end to serve again, and to tell their states, in seconds each.
+const COMPARE_LIMIT_S: u64 = 60;
+
 /// A running local cluster.
 pub struct Dev {
     child: Child,
+    program: PathBuf,
+    /// What lies between the nodes, if any fault is to cut it.
+    cables: Option<Cables>,
     directory: PathBuf,
     /// Whether the directory is left for somebody to look at.
     keep: bool,
@@ -32,8 +39,11 @@ impl Dev {
         std::fs::create_dir_all(&directory)?;
         let log = File::create(directory.join("log"))?;
         let program = args.dev_program.clone().map_or_else(std::env::current_exe, Ok)?;
-        let child = Command::new(program)
+        let relays = args.faults.iter().any(|fault| fault.kind.needs_relays());
+        let child = Command::new(&program)
             .args(["dev", "cluster", "--end-with-stdin", "--nodes", &args.dev_nodes.to_string()])
+            .args(relays.then_some("--relays"))
+            .args(args.dev_env.iter().flat_map(|set| ["--node-env", set]))
             .arg("--dir")
             .arg(&directory)
             .args(["--restart-after", &format!("{}ms", args.restart_after.as_millis())])
@@ -43,10 +53,28 @@ impl Dev {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let mut dev = Dev { child, directory, keep: true };
+        let mut dev = Dev { child, program, cables: None, directory, keep: true };
+        if relays {
+            dev.lay_cables()?;
+        }
         dev.wait_until_ready(usize::from(args.dev_nodes))?;
         dev.keep = false;
         Ok(dev)
+    }
+
+    /// The nodes try until their relays listen.
+    fn lay_cables(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + READY_LIMIT;
+        let cluster = loop {
+            match self.cluster() {
+                Ok(cluster) => break cluster,
+                Err(e) if Instant::now() > deadline || self.child.try_wait()?.is_some() => return Err(e),
+                Err(_) => std::thread::sleep(LOOK),
+            }
+        };
+        let ends: Vec<CableEnd> = cluster.nodes.iter().filter_map(CableEnd::of).collect();
+        self.cables = Some(Cables::lay(&ends)?);
+        Ok(())
     }
 
     fn wait_until_ready(&mut self, nodes: usize) -> io::Result<()> {
@@ -80,6 +108,38 @@ impl Dev {
     pub fn addresses(&self) -> io::Result<Vec<NodeAddress>> {
         let nodes = self.cluster()?.nodes;
         Ok(nodes.iter().map(|n| NodeAddress { name: n.name(), address: n.clients.clone() }).collect())
+    }
+
+    /// What lies between the nodes; none when no fault is to cut it.
+    pub fn cables(&self) -> Option<&Cables> {
+        self.cables.as_ref()
+    }
+
+    /// Where the nodes answer operators: HOST:PORT,...
+    pub fn admins(&self) -> io::Result<String> {
+        Ok(self.cluster()?.nodes.iter().map(|node| node.admin.as_str()).collect::<Vec<_>>().join(","))
+    }
+
+    /// Runs one of the program's verbs for operators: what it says, or what it complains of.
+    pub fn verb(&self, words: &[&str]) -> io::Result<Result<String, String>> {
+        let out = Command::new(&self.program).args(words).env("BEANPOLE_ADMIN", self.admins()?).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (said, complained) = (text(&out.stdout), text(&out.stderr));
+        Ok(if out.status.success() {
+            Ok(said)
+        } else {
+            Err(format!("{complained} {said}").trim().to_owned())
+        })
+    }
+
+    /// Waits until all nodes serve and compares their states: why they are not known to be equal, if so.
+    pub fn compare(&self) -> Result<(), String> {
+        let limit = COMPARE_LIMIT_S.to_string();
+        let healthy = ["cluster", "health", "--watch", "--exit-when-healthy", "--timeout", &limit];
+        for words in [&healthy[..], &["cluster", "verify", "--timeout", &limit]] {
+            self.verb(words).map_err(|e| e.to_string())??;
+        }
+        Ok(())
     }
 
     /// The lines of all nodes.

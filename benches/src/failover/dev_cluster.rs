@@ -26,6 +26,9 @@ pub struct DevNode {
     pub admin: String,
     /// Where the other nodes connect, HOST:PORT.
     pub peers: String,
+    /// With relays between the nodes: where the others are told to connect, instead of `peers`, HOST:PORT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<String>,
     /// Its process, while it runs.
     pub pid: Option<u32>,
 }

@@ -1,26 +1,23 @@
-//! What goes wrong, and when: faults that were asked for, faults that clients noticed, and when a node was back.
+//! What went wrong, and when: faults that were asked for (`hand` does them), faults that clients noticed, and when a node was
+//! back.
 
 use super::account::NodeFaults;
-use super::admin;
-use super::args::{Fault, Kind, NodeAddress, Target};
-use super::dev::Dev;
+use super::args::NodeAddress;
 use super::run::Shared;
 use super::wire::Wire;
 use beanpole_protocol::{ClientReply, Command};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::Serialize;
 use std::io;
 use std::time::Duration;
 
 /// How long a frozen node's clients keep what they hold: the nodes' own lease.
 const FROZEN_LEASE_NS: u64 = 3_000_000_000;
-/// How long a node that goes on after it was frozen may take to close what it must close.
+/// A reply that was under way when a node was cut off may reach its client this much later; the client may be slow to look.
+const CUT_MARGIN_NS: u64 = 1_000_000_000;
+/// How long a node that goes on after it was frozen or cut off may take to close what it must close.
 const THAW_NS: u64 = 3_000_000_000;
 /// How long a node must have been back before clients return to it.
 const SOUND_NS: u64 = 500_000_000;
-/// How long a node may take to answer a question.
-const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 /// How long a node whose clients lost their connections is suspected to be dead. A dying process closes its sockets one by
 /// one, so that it may still seem to listen.
 const SUSPECT_NS: u64 = 1_000_000_000;
@@ -28,8 +25,6 @@ const SUSPECT_NS: u64 = 1_000_000_000;
 const BACK_LIMIT: Duration = Duration::from_millis(200);
 /// How often it is asked.
 const BACK_PERIOD: Duration = Duration::from_millis(20);
-/// The longest sleep before a fault in one piece.
-const NAP: Duration = Duration::from_millis(20);
 
 /// One thing that happened to the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,12 +35,14 @@ pub struct Event {
     pub what: String,
     /// The node's index.
     pub node: Option<usize>,
+    /// When the fault was taken back (the network healed, the process went on), in nanoseconds since the beginning of the load.
+    pub undone_ns: Option<u64>,
     /// When the node answered again, in nanoseconds since the beginning of the load.
     pub back_ns: Option<u64>,
     /// Why it could not be done.
     pub failed: Option<String>,
     #[serde(skip)]
-    form: Form,
+    pub(super) form: Form,
     /// Whether the node has been seen not answering since.
     #[serde(skip)]
     was_away: bool,
@@ -53,30 +50,37 @@ pub struct Event {
 
 /// How an event takes a node away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// The process is gone at once.
     Dead,
     /// The process ends in order.
     Ending,
     /// The process does nothing, with its sockets open.
     Frozen,
+    /// The process runs, and no other node hears it, or it hears none.
+    CutOff,
     /// What a command does is not known.
     Any,
-    /// The end of a freeze: nothing new goes wrong.
-    Thawed,
+    /// It stays, and another one leads.
+    Moved,
+    /// The end of a freeze or a cut: nothing new goes wrong.
+    Undone,
 }
 
 impl Event {
     /// Whether it begins a time of trouble.
     pub fn is_fault(&self) -> bool {
-        self.form != Form::Thawed && self.failed.is_none()
+        self.form != Form::Undone && self.failed.is_none()
     }
 
     /// Whether trouble of a client of `node` at this time has this reason.
     fn explains(&self, node: usize, at_ns: u64) -> bool {
-        let thaw = if self.form == Form::Frozen { THAW_NS } else { 0 };
+        let thaw = if matches!(self.form, Form::Frozen | Form::CutOff) { THAW_NS } else { 0 };
         let until = self.back_ns.map_or(u64::MAX, |back| back + thaw);
-        self.is_fault() && self.node == Some(node) && (self.at_ns..=until).contains(&at_ns)
+        self.is_fault()
+            && self.form != Form::Moved
+            && self.node == Some(node)
+            && (self.at_ns..=until).contains(&at_ns)
     }
 }
 
@@ -101,13 +105,32 @@ impl Events {
 
     /// Whether nothing has happened to `node`, or it has been back for a while.
     pub fn is_sound(&self, node: usize, now_ns: u64) -> bool {
-        let mut of_node = self.all.iter().filter(|event| event.is_fault() && event.node == Some(node));
-        of_node.all(|event| event.back_ns.is_some_and(|back| back + SOUND_NS <= now_ns))
+        let of_node = self.all.iter().filter(|event| event.is_fault() && event.node == Some(node));
+        let mut harmful = of_node.filter(|event| event.form != Form::Moved);
+        harmful.all(|event| event.back_ns.is_some_and(|back| back + SOUND_NS <= now_ns))
     }
 
-    fn add(&mut self, at_ns: u64, what: String, node: Option<usize>, form: Form) -> usize {
-        self.all.push(Event { at_ns, what, node, back_ns: None, failed: None, form, was_away: false });
+    /// Writes a new event down; its place among all.
+    pub(super) fn add(&mut self, at_ns: u64, what: String, node: Option<usize>, form: Form) -> usize {
+        let (undone_ns, back_ns, failed) = (None, None, None);
+        self.all.push(Event { at_ns, what, node, undone_ns, back_ns, failed, form, was_away: false });
         self.all.len() - 1
+    }
+
+    /// An event could not be brought about.
+    pub(super) fn failed(&mut self, event: usize, why: String) {
+        self.all[event].failed = Some(why);
+    }
+
+    /// The faults of `node` that can be taken back were. It may have been so short that nobody saw it away.
+    pub(super) fn undone(&mut self, node: usize, at_ns: u64) {
+        for event in self.all.iter_mut().filter(|event| event.node == Some(node) && event.undone_ns.is_none())
+        {
+            if matches!(event.form, Form::Frozen | Form::CutOff | Form::Ending) && event.failed.is_none() {
+                event.undone_ns = Some(at_ns);
+                event.was_away = true;
+            }
+        }
     }
 
     /// A client of `node` lost its connection. If nothing explains that, the node is looked at: it may have died without
@@ -140,7 +163,9 @@ impl NodeFaults for Events {
         let of_node = self.all.iter().filter(|e| e.is_fault() && e.node == Some(node));
         let ends = of_node.filter_map(|event| match event.form {
             // An orderly end lets workers go one by one, which they notice themselves.
-            Form::Ending | Form::Thawed => None,
+            Form::Ending | Form::Undone | Form::Moved => None,
+            // It runs, and must itself close what its clients hold in time.
+            Form::CutOff => None,
             Form::Dead | Form::Any => (event.at_ns >= from_ns).then_some(event.at_ns),
             Form::Frozen => {
                 let end = event.at_ns + FROZEN_LEASE_NS;
@@ -157,157 +182,14 @@ impl NodeFaults for Events {
             event.form == Form::Frozen && event.node == Some(node) && event.at_ns <= to_ns && until >= from_ns
         })
     }
-}
 
-/// Carries out the plan, and lets everything it has stopped go on at the end.
-pub fn carry_out(shared: &Shared, dev: Option<&Dev>, plan: &[Fault], cont_after: Duration) {
-    let mut hand = Hand { shared, dev, last: None, stopped: Vec::new() };
-    let mut plan: Vec<&Fault> = plan.iter().collect();
-    plan.sort_by_key(|fault| fault.at);
-    for fault in plan {
-        if !hand.wait_until(fault.at.as_nanos() as u64) {
-            break;
-        }
-        hand.strike(fault, cont_after);
+    fn was_cut_off(&self, node: usize, at_ns: u64) -> bool {
+        self.all.iter().any(|event| {
+            let until = event.undone_ns.unwrap_or(u64::MAX);
+            let cut = event.form == Form::CutOff && event.node == Some(node) && event.failed.is_none();
+            cut && (event.at_ns + CUT_MARGIN_NS..until).contains(&at_ns)
+        })
     }
-    hand.wait_until(u64::MAX);
-    hand.thaw(u64::MAX);
-}
-
-/// What does the harm.
-struct Hand<'a> {
-    shared: &'a Shared,
-    dev: Option<&'a Dev>,
-    /// The node that was hit last.
-    last: Option<u64>,
-    /// What is stopped, and until when.
-    stopped: Vec<(u64, i32, Option<usize>)>,
-}
-
-impl Hand<'_> {
-    /// Sleeps; false when the load ends before.
-    fn wait_until(&mut self, at_ns: u64) -> bool {
-        loop {
-            let now = self.shared.now_ns();
-            self.thaw(now);
-            if self.shared.is_draining() {
-                return false;
-            }
-            if now >= at_ns {
-                return true;
-            }
-            std::thread::sleep(NAP.min(Duration::from_nanos(at_ns - now)));
-        }
-    }
-
-    /// Lets go on what has been stopped for long enough.
-    fn thaw(&mut self, now_ns: u64) {
-        let shared = self.shared;
-        self.stopped.retain(|(until, pid, node)| {
-            if *until > now_ns {
-                return true;
-            }
-            // It may have been killed meanwhile.
-            let _gone = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-            let what = format!("cont {pid}");
-            shared.events.lock().add(shared.now_ns(), what, *node, Form::Thawed);
-            false
-        });
-    }
-
-    fn strike(&mut self, fault: &Fault, cont_after: Duration) {
-        let what = format!("{} {}", fault.kind.name(), fault.target);
-        let (form, signal) = match fault.kind {
-            Kind::Kill => (Form::Dead, Signal::SIGKILL),
-            Kind::Term => (Form::Ending, Signal::SIGTERM),
-            Kind::Stop => (Form::Frozen, Signal::SIGSTOP),
-            Kind::Cont => (Form::Thawed, Signal::SIGCONT),
-            Kind::Run => (Form::Any, Signal::SIGCONT),
-        };
-        let found = self.find(&fault.target);
-        let named =
-            fault.node.as_ref().and_then(|name| self.shared.nodes.iter().position(|n| n.name == *name));
-        let node = named.or(found.as_ref().ok().and_then(|found| found.node));
-        // Written down first: a client must not notice the fault before it is known.
-        let at_ns = self.shared.now_ns();
-        let event = self.shared.events.lock().add(at_ns, what, node, form);
-        let done = found.and_then(|found| match (&fault.target, found.pid) {
-            (Target::Command(command), _) => shell(command),
-            (_, Some(pid)) => kill(Pid::from_raw(pid), signal).map(|()| pid).map_err(io::Error::from),
-            (_, None) => Err(io::Error::other("the node does not run")),
-        });
-        match done {
-            Ok(pid) if fault.kind == Kind::Stop => {
-                self.stopped.push((at_ns + cont_after.as_nanos() as u64, pid, node));
-            }
-            Ok(pid) => {
-                if fault.kind == Kind::Cont {
-                    self.stopped.retain(|(_, stopped, _)| *stopped != pid);
-                }
-            }
-            Err(e) => self.shared.events.lock().all[event].failed = Some(e.to_string()),
-        }
-    }
-
-    fn find(&mut self, target: &Target) -> io::Result<Found> {
-        let dev = |dev: Option<&Dev>| dev.map(Dev::cluster).ok_or(io::ErrorKind::Unsupported)?;
-        let id = match target {
-            Target::Command(_) => return Ok(Found { node: None, pid: None }),
-            Target::Pid(pid) => {
-                return Ok(Found { node: node_with_pid(&self.shared.nodes, *pid), pid: Some(*pid) });
-            }
-            Target::Node(id) => *id,
-            Target::Last => self.last.ok_or_else(|| io::Error::other("no node was hit before"))?,
-            Target::Leader => leader(&dev(self.dev)?)?,
-            Target::Follower => {
-                let cluster = dev(self.dev)?;
-                let leader = leader(&cluster)?;
-                let follower = cluster.nodes.iter().find(|n| n.id != leader && n.pid.is_some());
-                follower.map(|n| n.id).ok_or_else(|| io::Error::other("no follower runs"))?
-            }
-        };
-        self.last = Some(id);
-        let cluster = dev(self.dev)?;
-        let node = cluster.nodes.iter().position(|node| node.id == id);
-        let pid = node.and_then(|at| cluster.nodes[at].pid).map(|pid| pid as i32);
-        Ok(Found { node, pid })
-    }
-}
-
-/// What a fault is to hit.
-struct Found {
-    /// The node's index.
-    node: Option<usize>,
-    pid: Option<i32>,
-}
-
-/// The node that leads, as one of the highest term says.
-fn leader(cluster: &super::dev_cluster::DevCluster) -> io::Result<u64> {
-    let views = cluster.nodes.iter().filter_map(|node| admin::cluster(&node.admin, ANSWER_LIMIT));
-    let newest = views.filter(|view| view.leader_id.is_some()).max_by_key(|view| view.term);
-    newest.and_then(|view| view.leader_id).ok_or_else(|| io::Error::other("no node knows a leader"))
-}
-
-/// Finds a node by what its `stats` tell of its process.
-fn node_with_pid(nodes: &[NodeAddress], pid: i32) -> Option<usize> {
-    nodes.iter().position(|node| {
-        let asked = Wire::open(&node.address, ANSWER_LIMIT)
-            .and_then(|mut wire| wire.ask(&Command::Stats, ANSWER_LIMIT));
-        match asked {
-            Ok(ClientReply::Ok(body)) => stats_pid(&body) == Some(pid),
-            Ok(_) | Err(_) => false,
-        }
-    })
-}
-
-fn stats_pid(body: &[u8]) -> Option<i32> {
-    let text = std::str::from_utf8(body).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("pid: ")?.trim().parse().ok())
-}
-
-fn shell(command: &str) -> io::Result<i32> {
-    let status = std::process::Command::new("sh").arg("-c").arg(command).status()?;
-    if status.success() { Ok(0) } else { Err(io::Error::other(format!("{command}: {status}"))) }
 }
 
 /// Watches the nodes that were hit, until the run is over, and writes down when they serve again.
@@ -317,6 +199,7 @@ pub fn watch(shared: &Shared) {
         let away: Vec<(usize, usize)> = {
             let events = shared.events.lock();
             let open = events.all.iter().enumerate().filter(|(_, e)| e.is_fault() && e.back_ns.is_none());
+            let open = open.filter(|(_, e)| e.form != Form::CutOff || e.undone_ns.is_some());
             open.filter_map(|(at, event)| Some((at, event.node?))).collect()
         };
         for (event, node) in away {
@@ -408,8 +291,18 @@ mod tests {
     }
 
     #[test]
-    fn stats_tell_the_process() {
-        assert_eq!(stats_pid(b"---\ncurrent-jobs-urgent: 0\npid: 4711\nversion: \"x\"\n"), Some(4711));
-        assert_eq!(stats_pid(b"---\n"), None);
+    fn a_node_that_is_cut_off_may_acknowledge_nothing() {
+        let mut cut = events(Form::CutOff, None);
+        assert!(!cut.was_cut_off(1, 11 * S - 1) && cut.was_cut_off(1, 11 * S) && !cut.was_cut_off(0, 12 * S));
+        assert_eq!(cut.ended_by_fault(1, 2 * S), None, "it closes what its clients hold, and they notice");
+        cut.undone(1, 20 * S);
+        assert!(cut.was_cut_off(1, 20 * S - 1) && !cut.was_cut_off(1, 20 * S));
+        assert!(cut.excuse(1, 30 * S), "it has not been seen to serve again");
+    }
+
+    #[test]
+    fn a_new_leader_excuses_nothing() {
+        let moved = events(Form::Moved, None);
+        assert!(!moved.excuse(1, 10 * S) && moved.is_sound(1, 10 * S) && moved.all()[0].is_fault());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`args`] is the command line; [`run`](mod@run) carries a run out.
 //! - [`clients`] are the load: a thread and a blocking connection ([`wire`]) each, few and steady.
-//! - [`faults`] does the harm, and knows which client's trouble it explains; [`dev`] is the local cluster to harm.
+//! - [`hand`] does the harm, [`faults`] knows which client's trouble it explains; [`dev`] is the local cluster to harm, and
+//!   [`cables`] are what can be cut between its nodes.
 //! - [`account`] and [`pauses`] are the judgement, [`report`] tells it.
 //! - [`admin`] and [`dev_cluster`] are what is asked of nodes and of a local cluster; the program that runs one uses
 //!   them, too.
@@ -10,10 +11,12 @@
 pub mod account;
 pub mod admin;
 pub mod args;
+pub mod cables;
 pub mod clients;
 pub mod dev;
 pub mod dev_cluster;
 pub mod faults;
+pub mod hand;
 pub mod pauses;
 pub mod report;
 pub mod run;

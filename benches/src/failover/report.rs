@@ -28,7 +28,8 @@ pub struct Outcome {
 /// Everything one run found out.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Nothing was lost, doubled, held by two, handed out after its deletion, gone or changed.
+    /// Nothing was lost, doubled, held by two, handed out after its deletion, gone or changed; a node that was cut off
+    /// acknowledged nothing; the nodes' states are equal.
     pub ok: bool,
     /// The program's version.
     pub version: &'static str,
@@ -58,6 +59,9 @@ pub struct Report {
     pub errors: BTreeMap<String, u64>,
     /// By what was seen: errors of clients of nodes that something had happened to.
     pub excused: BTreeMap<String, u64>,
+    /// With `--dev`: whether all nodes had the same state at the end, and what `cluster verify` said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub states: Option<Result<(), String>>,
     /// With `--dev`: the nodes' lines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
@@ -106,7 +110,12 @@ pub struct Summary {
 
 impl Report {
     /// The account and the pauses of a finished run.
-    pub fn new(shared: &Shared, outcome: &Outcome, log: Option<PathBuf>) -> Report {
+    pub fn new(
+        shared: &Shared,
+        outcome: &Outcome,
+        states: Option<Result<(), String>>,
+        log: Option<PathBuf>,
+    ) -> Report {
         let events = shared.events.lock().clone();
         let (jobs, findings) = shared.account.lock().judge(&events);
         let faults = fault_reports(shared, &events, outcome);
@@ -116,7 +125,7 @@ impl Report {
         let whole = effect(&all, &events, SETTLED_NS.min(outcome.load_ns), outcome.load_ns);
         let (errors, excused) = errors(shared, &events, &outcome.logs);
         let seconds = outcome.load_ns as f64 / 1e9;
-        let ok = jobs.ok() && outcome.drained;
+        let ok = jobs.ok() && outcome.drained && states.as_ref().is_none_or(Result::is_ok);
         Report {
             ok,
             version: env!("CARGO_PKG_VERSION"),
@@ -133,6 +142,7 @@ impl Report {
             whole,
             errors,
             excused,
+            states,
             log: log.filter(|_| !ok),
         }
     }
@@ -198,8 +208,15 @@ impl Report {
         writeln!(
             out,
             "  jobs     {verdict}: {} acknowledged, {} lost, {} doubled, {} held by two, {} handed out after \
-             DELETED, {} vanished, {} corrupted",
-            j.acknowledged, j.lost, j.doubled, j.overlapping, j.after_delete, j.vanished, j.corrupted
+             DELETED, {} vanished, {} corrupted, {} acknowledged by a node that was cut off",
+            j.acknowledged,
+            j.lost,
+            j.doubled,
+            j.overlapping,
+            j.after_delete,
+            j.vanished,
+            j.corrupted,
+            j.acked_cut_off
         )?;
         writeln!(
             out,
@@ -225,6 +242,11 @@ impl Report {
         }
         for finding in &self.findings {
             writeln!(out, "           {finding}")?;
+        }
+        match &self.states {
+            None => {}
+            Some(Ok(())) => writeln!(out, "  states   equal on all nodes")?,
+            Some(Err(why)) => writeln!(out, "  states   NOT EQUAL: {why}")?,
         }
         match &self.log {
             Some(log) => writeln!(out, "  log      {}", log.display()),

@@ -10,6 +10,7 @@ use super::args::{FailoverArgs, NodeAddress};
 use super::clients::{Client, Log, Role};
 use super::dev::Dev;
 use super::faults::{self, Events};
+use super::hand;
 use super::report::{Outcome, Report};
 use super::wire::Wire;
 use crate::environment::random_id;
@@ -108,7 +109,8 @@ pub fn measure(args: &FailoverArgs) -> Result<Report, RunError> {
     nodes.iter().try_for_each(reach)?;
     let shared = Shared::new(args, nodes);
     let outcome = load(&shared, dev.as_ref());
-    let report = Report::new(&shared, &outcome, dev.as_ref().map(Dev::log));
+    let states = dev.as_ref().map(Dev::compare);
+    let report = Report::new(&shared, &outcome, states, dev.as_ref().map(Dev::log));
     if let Some(dev) = &mut dev
         && !report.ok
     {
@@ -157,10 +159,9 @@ fn load(shared: &Shared, dev: Option<&Dev>) -> Outcome {
                 scope.spawn(move || client.run())
             })
             .collect();
-        let settings = &shared.settings;
-        scope.spawn(move || faults::carry_out(shared, dev, &settings.faults, settings.cont_after));
+        scope.spawn(move || hand::carry_out(shared, dev));
         scope.spawn(|| faults::watch(shared));
-        std::thread::sleep(settings.duration);
+        std::thread::sleep(shared.settings.duration);
         let load_ns = shared.now_ns();
         shared.draining.store(true, Ordering::Relaxed);
         let drained = drain(shared);

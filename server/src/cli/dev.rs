@@ -51,6 +51,13 @@ struct ClusterArgs {
     /// End when standard input is closed, so that the cluster does not outlive a program that runs it
     #[arg(long, hide = true)]
     end_with_stdin: bool,
+    /// Tell the nodes to connect to each other at another port each, at which somebody else is to listen and to pass on to the
+    /// node's own
+    #[arg(long, hide = true)]
+    relays: bool,
+    /// NAME=VALUE for the environment of every node; {id} in it is replaced by the node's id
+    #[arg(long, hide = true, value_name = "NAME=VALUE")]
+    node_env: Vec<String>,
     /// More flags for every `beanpole serve`
     #[arg(last = true, value_name = "SERVE FLAGS")]
     serve_flags: Vec<String>,

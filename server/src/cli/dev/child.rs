@@ -42,13 +42,18 @@ pub(super) fn become_server(args: &ChildArgs) -> ExitCode {
 
 /// Starts a node with `arguments` of `beanpole`; what it prints comes out of the pipe. Must be called on the process's main
 /// thread: the kernel takes the thread that started a child for its parent.
-pub(super) fn spawn(program: &Path, arguments: &[String]) -> io::Result<(Child, PipeReader)> {
+pub(super) fn spawn(
+    program: &Path,
+    arguments: &[String],
+    env: &[(String, String)],
+) -> io::Result<(Child, PipeReader)> {
     let (reader, writer) = io::pipe()?;
     let child = Command::new(program)
         .args(["dev", "child", "--parent", &std::process::id().to_string(), "--"])
         .args(arguments)
         // A port in the environment would contradict the addresses given.
         .env_remove("BEANPOLE_PORT")
+        .envs(env.iter().map(|(name, value)| (name, value)))
         // Ctrl-C is for the parent, which ends its children in order.
         .process_group(0)
         .stdin(Stdio::null())

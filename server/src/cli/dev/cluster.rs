@@ -40,6 +40,7 @@ pub(super) fn run(args: &ClusterArgs) -> Result<ExitCode, Refusal> {
         plan,
         program: std::env::current_exe()?,
         serve_flags: args.serve_flags.clone(),
+        node_env: args.node_env.clone(),
         restart_after: args.restart_after,
         running: Vec::new(),
     };
@@ -65,6 +66,8 @@ struct Cluster {
     plan: Plan,
     program: PathBuf,
     serve_flags: Vec<String>,
+    /// NAME=VALUE, with {id}.
+    node_env: Vec<String>,
     restart_after: Option<Duration>,
     /// What runs of each node, in the order of the plan.
     running: Vec<Slot>,
@@ -113,7 +116,8 @@ impl Cluster {
 
     fn start(&mut self, index: usize) -> Result<Child, Refusal> {
         let node = &self.plan.cluster.nodes[index];
-        let (child, pipe) = child::spawn(&self.program, &self.plan.arguments(node, &self.serve_flags))?;
+        let arguments = self.plan.arguments(node, &self.serve_flags);
+        let (child, pipe) = child::spawn(&self.program, &arguments, &environment(&self.node_env, node.id))?;
         lines::forward(node.id, pipe)?;
         self.plan.cluster.nodes[index].pid = Some(child.id());
         Ok(child)
@@ -263,6 +267,12 @@ impl Cluster {
     }
 }
 
+/// What is added to a node's environment. A text without `=` is a name with an empty value.
+fn environment(wanted: &[String], id: u64) -> Vec<(String, String)> {
+    let named = wanted.iter().map(|text| text.split_once('=').unwrap_or((text, "")));
+    named.map(|(name, value)| (name.to_owned(), value.replace("{id}", &id.to_string()))).collect()
+}
+
 fn describe(status: ExitStatus) -> String {
     let name = |signal: i32| Signal::try_from(signal).map_or_else(|_| signal.to_string(), |s| s.to_string());
     match (status.code(), status.signal()) {
@@ -292,6 +302,13 @@ fn asked_to_end(with_stdin: bool) -> io::Result<UnboundedReceiver<()>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_node_has_its_own_environment() {
+        let wanted = ["FILE=/x/n{id}".to_owned(), "FLAG=1".to_owned()];
+        let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(environment(&wanted, 2), [set("FILE", "/x/n2"), set("FLAG", "1")]);
+    }
 
     #[test]
     fn the_end_of_a_node_is_described() {

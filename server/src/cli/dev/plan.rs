@@ -1,4 +1,5 @@
-//! What a local cluster is made of: a directory, three ports per node, and the command line of each node.
+//! What a local cluster is made of: a directory, three ports per node (four with relays between them), and the command line
+//! of each node.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -13,7 +14,7 @@ use super::ClusterArgs;
 const FIRST_PORT: u16 = 21_300;
 /// Where it ends.
 const LAST_PORT: u16 = 31_000;
-/// Ports that each node needs: for clients, for admin HTTP, for the other nodes.
+/// Ports that each node needs: for clients, for admin HTTP, for the other nodes. A relay needs one more.
 const PORTS_PER_NODE: u16 = 3;
 
 /// Why there is no cluster.
@@ -55,7 +56,7 @@ impl Plan {
         let directory = std::path::absolute(&directory).map_err(refused)?;
         let cluster = match DevCluster::load(&directory) {
             Ok(earlier) => same(earlier, args, &directory)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => new_cluster(args.nodes, args.base_port)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => new_cluster(args)?,
             Err(e) => return Err(Refusal::Directory(directory, e)),
         };
         Ok(Plan { cluster, directory, kept })
@@ -75,7 +76,7 @@ impl Plan {
         flag("--admin-listen", node.admin.clone());
         if self.cluster.nodes.len() > 1 {
             let peers: Vec<String> =
-                self.cluster.nodes.iter().map(|node| format!("{}={}", node.id, node.peers)).collect();
+                self.cluster.nodes.iter().map(|node| format!("{}={}", node.id, told(node))).collect();
             flag("--node-id", node.id.to_string());
             flag("--peer-listen", node.peers.clone());
             flag("--peers", peers.join(","));
@@ -83,6 +84,11 @@ impl Plan {
         arguments.extend_from_slice(more);
         arguments
     }
+}
+
+/// Where the other nodes are told to connect.
+fn told(node: &DevNode) -> &str {
+    node.relay.as_deref().unwrap_or(&node.peers)
 }
 
 /// The cluster of an earlier run, if it is the one that was asked for.
@@ -100,9 +106,10 @@ fn same(mut earlier: DevCluster, args: &ClusterArgs, directory: &Path) -> Result
     Ok(earlier)
 }
 
-fn new_cluster(nodes: u16, base_port: Option<u16>) -> Result<DevCluster, Refusal> {
-    let count = nodes * PORTS_PER_NODE;
-    let base = match base_port {
+fn new_cluster(args: &ClusterArgs) -> Result<DevCluster, Refusal> {
+    let nodes = args.nodes;
+    let count = nodes * (PORTS_PER_NODE + u16::from(args.relays));
+    let base = match args.base_port {
         Some(base) => base,
         None => free_ports(count).ok_or(Refusal::NoFreePorts(count))?,
     };
@@ -115,6 +122,7 @@ fn new_cluster(nodes: u16, base_port: Option<u16>) -> Result<DevCluster, Refusal
         clients: local(base + i),
         admin: local(base + nodes + i),
         peers: local(base + 2 * nodes + i),
+        relay: args.relays.then(|| local(base + 3 * nodes + i)),
         pid: None,
     });
     Ok(DevCluster { nodes: nodes.collect() })
@@ -142,14 +150,26 @@ fn free_ports(count: u16) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn plan(nodes: u16) -> Plan {
-        let cluster = new_cluster(nodes, Some(5000)).unwrap();
-        Plan { cluster, directory: "/d".into(), kept: true }
+    fn args(nodes: u16, base_port: u16) -> ClusterArgs {
+        ClusterArgs {
+            nodes,
+            base_port: Some(base_port),
+            dir: None,
+            restart_after: None,
+            end_with_stdin: false,
+            relays: false,
+            node_env: Vec::new(),
+            serve_flags: Vec::new(),
+        }
+    }
+
+    fn plan(args: &ClusterArgs) -> Plan {
+        Plan { cluster: new_cluster(args).unwrap(), directory: "/d".into(), kept: true }
     }
 
     #[test]
     fn nodes_are_told_of_each_other() {
-        let plan = plan(3);
+        let plan = plan(&args(3, 5000));
         let line = plan.arguments(&plan.cluster.nodes[1], &["--log-level".into(), "debug".into()]).join(" ");
         assert_eq!(
             line,
@@ -160,16 +180,26 @@ mod tests {
     }
 
     #[test]
+    fn nodes_with_relays_are_told_of_those() {
+        let plan = plan(&ClusterArgs { relays: true, ..args(2, 5000) });
+        let line = plan.arguments(&plan.cluster.nodes[1], &[]).join(" ");
+        assert!(
+            line.ends_with("--peer-listen 127.0.0.1:5005 --peers 1=127.0.0.1:5006,2=127.0.0.1:5007"),
+            "{line}"
+        );
+    }
+
+    #[test]
     fn a_node_alone_is_a_plain_server() {
-        let plan = plan(1);
+        let plan = plan(&args(1, 5000));
         let line = plan.arguments(&plan.cluster.nodes[0], &[]).join(" ");
         assert_eq!(line, "serve --data-dir /d/n1 --listen 127.0.0.1:5000 --admin-listen 127.0.0.1:5001");
     }
 
     #[test]
     fn ports_that_do_not_exist_are_refused() {
-        assert!(matches!(new_cluster(3, Some(65_530)), Err(Refusal::NoSuchPorts(65_530, 65_538))));
-        assert!(new_cluster(3, Some(65_527)).is_ok());
+        assert!(matches!(new_cluster(&args(3, 65_530)), Err(Refusal::NoSuchPorts(65_530, 65_538))));
+        assert!(new_cluster(&args(3, 65_527)).is_ok());
     }
 
     #[test]
