@@ -32,3 +32,11 @@ pub fn program(name: &str) -> Option<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file())
 }
+
+/// The library that moves a process's wall clock when it is loaded before all others (Debian's package `libfaketime`).
+pub fn libfaketime() -> Option<PathBuf> {
+    let places =
+        ["x86_64-linux-gnu", "aarch64-linux-gnu", "."].map(|arch| PathBuf::from("/usr/lib").join(arch));
+    let files = places.map(|place| place.join("faketime/libfaketimeMT.so.1"));
+    files.into_iter().find(|file| file.is_file())
+}

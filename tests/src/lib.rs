@@ -11,10 +11,12 @@
 //!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
 //!   tests/cluster.rs                nodes that die    --> cluster
 //!   tests/partition.rs              cut networks      --> failover
+//!   bin/chaos.rs                    random faults     --> chaos
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
 
+pub mod chaos;
 pub mod cluster;
 pub mod connection;
 pub mod crash;

@@ -63,12 +63,24 @@ impl CableEnd {
     }
 }
 
-/// Ordered pairs of nodes: from the first to the second nothing passes.
-type CutWays = BTreeSet<(u64, u64)>;
+/// Which nodes are cut off. A way passes nothing on when its sender or its receiver is: two nodes that are cut off do not hear
+/// each other before both are whole.
+#[derive(Clone, Debug, Default)]
+struct CutWays {
+    /// Nodes that nobody hears.
+    senders: BTreeSet<u64>,
+    /// Nodes that hear nobody.
+    receivers: BTreeSet<u64>,
+}
+
+impl CutWays {
+    fn passes(&self, from: u64, to: u64) -> bool {
+        !self.senders.contains(&from) && !self.receivers.contains(&to)
+    }
+}
 
 /// Running relays; they end when this is dropped.
 pub struct Cables {
-    nodes: Vec<u64>,
     cut: watch::Sender<CutWays>,
     /// Its end ends the thread.
     stop: Option<oneshot::Sender<()>>,
@@ -83,7 +95,7 @@ impl Cables {
     /// An address cannot be listened at.
     pub fn lay(ends: &[CableEnd]) -> io::Result<Cables> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (cut, ways) = watch::channel(CutWays::new());
+        let (cut, ways) = watch::channel(CutWays::default());
         for end in ends {
             let listener = StdListener::bind(&end.relay)?;
             listener.set_nonblocking(true)?;
@@ -91,37 +103,33 @@ impl Cables {
             let relay = Relay { node: end.node, target: end.peers.clone(), ways: ways.clone() };
             runtime.spawn(relay.accept(TcpListener::from_std(listener)?));
         }
-        let nodes = ends.iter().map(|end| end.node).collect();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = move || {
             // The only message is that nobody can send one any more.
             let _stopped = runtime.block_on(stopped);
         };
         let thread = std::thread::Builder::new().name("cables".into()).spawn(run)?;
-        Ok(Cables { nodes, cut, stop: Some(stop), thread: Some(thread) })
+        Ok(Cables { cut, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Cuts a node off from all others. What was cut before stays so.
     pub fn cut(&self, node: u64, side: Side) {
-        let others = || self.nodes.iter().copied().filter(|other| *other != node);
         self.cut.send_modify(|cut| {
             if side != Side::Outgoing {
-                cut.extend(others().map(|other| (other, node)));
+                cut.receivers.insert(node);
             }
             if side != Side::Incoming {
-                cut.extend(others().map(|other| (node, other)));
+                cut.senders.insert(node);
             }
         });
     }
 
-    /// Opens all ways from and to a node.
+    /// Makes a node whole. It still does not hear another one that is cut off itself.
     pub fn heal(&self, node: u64) {
-        self.cut.send_modify(|cut| cut.retain(|(from, to)| *from != node && *to != node));
-    }
-
-    /// Opens all ways.
-    pub fn heal_all(&self) {
-        self.cut.send_modify(CutWays::clear);
+        self.cut.send_modify(|cut| {
+            cut.senders.remove(&node);
+            cut.receivers.remove(&node);
+        });
     }
 }
 
@@ -224,9 +232,8 @@ impl Way {
     /// Waits until it is not cut.
     async fn open(&self) {
         let mut ways = self.ways.clone();
-        let pair = (self.from, self.to);
         // An error means that the cables are being taken away, and this task with them.
-        let _ending = ways.wait_for(|cut| !cut.contains(&pair)).await;
+        let _ending = ways.wait_for(|cut| cut.passes(self.from, self.to)).await;
     }
 }
 
@@ -351,8 +358,23 @@ mod tests {
         place.cables.cut(1, Side::Outgoing);
         drop(near);
         assert!(is_silent(&mut far), "nobody has told it");
-        place.cables.heal_all();
+        place.cables.heal(1);
         assert_eq!(far.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn two_that_are_cut_off_meet_when_both_are_whole() {
+        let place = place();
+        let (mut near, mut far) = place.connect();
+        place.cables.cut(1, Side::Both);
+        place.cables.cut(2, Side::Both);
+        near.write_all(&[6]).unwrap();
+        place.cables.heal(1);
+        assert!(is_silent(&mut far), "node 2 is still cut off");
+        place.cables.heal(2);
+        let mut late = [0];
+        far.read_exact(&mut late).unwrap();
+        assert_eq!(late, [6]);
     }
 
     #[test]

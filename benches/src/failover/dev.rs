@@ -120,16 +120,10 @@ impl Dev {
         Ok(self.cluster()?.nodes.iter().map(|node| node.admin.as_str()).collect::<Vec<_>>().join(","))
     }
 
-    /// Runs one of the program's verbs for operators: what it says, or what it complains of.
-    pub fn verb(&self, words: &[&str]) -> io::Result<Result<String, String>> {
-        let out = Command::new(&self.program).args(words).env("BEANPOLE_ADMIN", self.admins()?).output()?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        let (said, complained) = (text(&out.stdout), text(&out.stderr));
-        Ok(if out.status.success() {
-            Ok(said)
-        } else {
-            Err(format!("{complained} {said}").trim().to_owned())
-        })
+    /// One of the program's verbs for operators, asking these nodes.
+    pub fn verb(&self, words: &[&str]) -> io::Result<OperatorVerb> {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        Ok(OperatorVerb { program: self.program.clone(), admins: self.admins()?, words })
     }
 
     /// Waits until all nodes serve and compares their states: why they are not known to be equal, if so.
@@ -137,7 +131,7 @@ impl Dev {
         let limit = COMPARE_LIMIT_S.to_string();
         let healthy = ["cluster", "health", "--watch", "--exit-when-healthy", "--timeout", &limit];
         for words in [&healthy[..], &["cluster", "verify", "--timeout", &limit]] {
-            self.verb(words).map_err(|e| e.to_string())??;
+            self.verb(words).map_err(|e| e.to_string())?.run()?;
         }
         Ok(())
     }
@@ -150,6 +144,26 @@ impl Dev {
     /// Leaves the directory with data and log when the cluster ends.
     pub fn keep(&mut self) {
         self.keep = true;
+    }
+}
+
+/// A verb of the program for operators, ready to run.
+#[derive(Clone, Debug)]
+pub struct OperatorVerb {
+    program: PathBuf,
+    /// HOST:PORT,...
+    admins: String,
+    words: Vec<String>,
+}
+
+impl OperatorVerb {
+    /// Runs it to its end: what it says, or what it complains of.
+    pub fn run(&self) -> Result<String, String> {
+        let out = Command::new(&self.program).args(&self.words).env("BEANPOLE_ADMIN", &self.admins).output();
+        let out = out.map_err(|e| e.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        let (said, complained) = (text(&out.stdout), text(&out.stderr));
+        if out.status.success() { Ok(said) } else { Err(format!("{complained} {said}").trim().to_owned()) }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The hand that does the harm, at the times of the plan, and takes back what is not to last.
+//! The hand that does the harm, at the times of the plan, and takes back what is not to last. What asks a node, and so may have to
+//! wait for one that is frozen, is done by a thread of its own: the plan goes on meanwhile.
 
 use super::admin;
 use super::args::{Fault, Kind, NodeAddress, Target};
@@ -12,17 +13,21 @@ use beanpole_protocol::{ClientReply, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How long a node may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How long it is tried to take a drained node back into service, and how often.
+const RESUME_LIMIT: Duration = Duration::from_secs(30);
+const VERB_PAUSE: Duration = Duration::from_millis(200);
 /// The longest sleep before a fault in one piece.
 const NAP: Duration = Duration::from_millis(20);
 
 /// Carries out the plan, and takes back at the end what would last: frozen nodes go on, the network heals, drained nodes
 /// serve.
 pub fn carry_out(shared: &Shared, dev: Option<&Dev>) {
-    let mut hand = Hand { shared, dev, last: None, pending: Vec::new() };
+    let mut hand = Hand { shared, dev, last: None, pending: Vec::new(), verbs: Vec::new() };
     let mut plan: Vec<&Fault> = shared.settings.faults.iter().collect();
     plan.sort_by_key(|fault| fault.at);
     for fault in plan {
@@ -33,6 +38,9 @@ pub fn carry_out(shared: &Shared, dev: Option<&Dev>) {
     }
     hand.wait_until(u64::MAX);
     hand.take_back(|_| true);
+    for verb in std::mem::take(&mut hand.verbs) {
+        hand.ended(verb);
+    }
 }
 
 struct Hand<'a> {
@@ -42,6 +50,15 @@ struct Hand<'a> {
     last: Option<u64>,
     /// What is to be taken back.
     pending: Vec<Pending>,
+    /// Verbs under way.
+    verbs: Vec<Verb>,
+}
+
+/// One of the program's own verbs, under way.
+struct Verb {
+    /// The event that it brings about.
+    event: usize,
+    thread: JoinHandle<Result<(), String>>,
 }
 
 /// Something that was done and does not end by itself.
@@ -81,6 +98,9 @@ impl Hand<'_> {
         loop {
             let now = self.shared.now_ns();
             self.take_back(|pending| pending.until_ns <= now);
+            for verb in self.verbs.extract_if(.., |verb| verb.thread.is_finished()).collect::<Vec<_>>() {
+                self.ended(verb);
+            }
             if self.shared.is_draining() {
                 return false;
             }
@@ -100,17 +120,25 @@ impl Hand<'_> {
                 Undo::Heal(id) => format!("heal n{id}"),
                 Undo::Resume(id) => format!("resume n{id}"),
             };
-            let done = self.undo(pending.how);
+            let now = self.shared.now_ns();
+            let event = self.shared.events.lock().add(now, what, pending.node, Form::Undone);
+            let done = self.undo(event, pending.how);
             self.undone(pending.node);
-            let mut events = self.shared.events.lock();
-            let event = events.add(self.shared.now_ns(), what, pending.node, Form::Undone);
             if let Err(why) = done {
-                events.failed(event, why.to_string());
+                self.shared.events.lock().failed(event, why.to_string());
             }
         }
     }
 
-    fn undo(&self, how: Undo) -> io::Result<()> {
+    /// A verb has ended, or is waited for.
+    fn ended(&self, verb: Verb) {
+        let result = verb.thread.join().expect("a verb does not panic");
+        if let Err(why) = result {
+            self.shared.events.lock().failed(verb.event, why);
+        }
+    }
+
+    fn undo(&mut self, event: usize, how: Undo) -> io::Result<()> {
         match how {
             Undo::Cont(pid) => {
                 // It may have been killed meanwhile.
@@ -118,7 +146,8 @@ impl Hand<'_> {
                 Ok(())
             }
             Undo::Heal(id) => self.cables().map(|cables| cables.heal(id)),
-            Undo::Resume(id) => self.verb(&["node", "resume", &id.to_string()]),
+            // A node that stays drained would be a fault without an end.
+            Undo::Resume(id) => self.verb(event, &["node", "resume", &id.to_string()], RESUME_LIMIT),
         }
     }
 
@@ -136,13 +165,13 @@ impl Hand<'_> {
         let node = named.or(found.as_ref().ok().and_then(|found| found.node));
         // Written down first: a client must not notice the fault before it is known.
         let event = self.shared.events.lock().add(self.shared.now_ns(), what, node, form(fault.kind));
-        let done = found.and_then(|found| self.act(fault, Found { node, ..found }));
+        let done = found.and_then(|found| self.act(event, fault, Found { node, ..found }));
         if let Err(e) = done {
             self.shared.events.lock().failed(event, e.to_string());
         }
     }
 
-    fn act(&mut self, fault: &Fault, found: Found) -> io::Result<()> {
+    fn act(&mut self, event: usize, fault: &Fault, found: Found) -> io::Result<()> {
         let id = || found.id.ok_or_else(|| io::Error::other("no node of a local cluster"));
         match fault.kind {
             Kind::Kill => signal(found, Signal::SIGKILL),
@@ -162,13 +191,15 @@ impl Hand<'_> {
             Kind::Cut => self.cut(id()?, found.node, Side::Both),
             Kind::CutIn => self.cut(id()?, found.node, Side::Incoming),
             Kind::CutOut => self.cut(id()?, found.node, Side::Outgoing),
-            Kind::Heal => self.now(id()?, found.node, Undo::Heal),
+            Kind::Heal => self.now(event, id()?, found.node, Undo::Heal),
             Kind::Drain => {
                 self.take_back_after(Duration::MAX, found.node, Undo::Resume(id()?));
-                self.verb(&["node", "drain", &id()?.to_string()])
+                self.verb(event, &["node", "drain", &id()?.to_string()], Duration::ZERO)
             }
-            Kind::Resume => self.now(id()?, found.node, Undo::Resume),
-            Kind::Lead => self.verb(&["cluster", "transfer-leader", &id()?.to_string()]),
+            Kind::Resume => self.now(event, id()?, found.node, Undo::Resume),
+            Kind::Lead => {
+                self.verb(event, &["cluster", "transfer-leader", &id()?.to_string()], Duration::ZERO)
+            }
             Kind::Run => self.shell(&fault.target.to_string()),
         }
     }
@@ -180,9 +211,9 @@ impl Hand<'_> {
     }
 
     /// Takes something back before its time.
-    fn now(&mut self, id: u64, node: Option<usize>, how: fn(u64) -> Undo) -> io::Result<()> {
+    fn now(&mut self, event: usize, id: u64, node: Option<usize>, how: fn(u64) -> Undo) -> io::Result<()> {
         self.pending.retain(|pending| pending.how != how(id));
-        self.undo(how(id))?;
+        self.undo(event, how(id))?;
         self.undone(node);
         Ok(())
     }
@@ -198,10 +229,21 @@ impl Hand<'_> {
         cables.ok_or_else(|| io::Error::other("nothing lies between these nodes that could be cut"))
     }
 
-    /// One of the program's own verbs, on the local cluster.
-    fn verb(&self, words: &[&str]) -> io::Result<()> {
-        let dev = self.dev.ok_or(io::ErrorKind::Unsupported)?;
-        dev.verb(words)?.map(drop).map_err(io::Error::other)
+    /// Begins one of the program's own verbs on the local cluster; it is tried again for so long when it fails.
+    fn verb(&mut self, event: usize, words: &[&str], again: Duration) -> io::Result<()> {
+        let verb = self.dev.ok_or(io::ErrorKind::Unsupported)?.verb(words)?;
+        let begun = Instant::now();
+        let run = move || {
+            loop {
+                match verb.run() {
+                    Err(_) if begun.elapsed() < again => std::thread::sleep(VERB_PAUSE),
+                    ended => return ended.map(drop),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("verb".into()).spawn(run)?;
+        self.verbs.push(Verb { event, thread });
+        Ok(())
     }
 
     fn shell(&self, command: &str) -> io::Result<()> {
