@@ -86,10 +86,15 @@ impl Shared {
         if self.has_work(gateway) {
             self.wake_pump();
         }
+        self.wake_uplink(gateway);
+        self.wake_for_replies(gateway);
+    }
+
+    /// Wakes who asks the leader's node and the quorum, if there is something to ask.
+    fn wake_uplink(&self, gateway: &Gateway) {
         if gateway.needs_barrier() || self.leader.lock().is_none() && gateway.has_messages() {
             self.uplink.notify_one();
         }
-        self.wake_for_replies(gateway);
     }
 
     /// Wakes who writes replies, if there are any.
@@ -357,9 +362,9 @@ fn tick(shared: &Shared) {
     if let Some(leader) = &mut *shared.leader.lock() {
         leader.tick(&mut gateway.ground());
     }
-    if gateway.has_replies() {
-        shared.replies.notify_one();
-    }
+    // A reserve whose time is over is a question to the quorum, which nobody else asks on an idle node.
+    shared.wake_uplink(&gateway);
+    shared.wake_for_replies(&gateway);
 }
 
 /// Keeps the thread looking at sockets and completions while a batch is under way, but not for long, and gives the processor

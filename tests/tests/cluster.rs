@@ -141,6 +141,27 @@ fn a_waiting_reserve_on_any_node_is_served_by_a_put_elsewhere() {
 }
 
 #[test]
+fn a_reserve_times_out_in_time_on_every_node_of_an_idle_cluster() {
+    for nodes in [1, 3] {
+        let cluster = Cluster::start(BIN, nodes);
+        for node in cluster.ids() {
+            let mut worker = cluster.connect(node);
+            worker.command("watch empty").unwrap();
+            let begun = Instant::now();
+            assert_eq!(
+                worker.command("reserve-with-timeout 1").unwrap().line,
+                "TIMED_OUT",
+                "n{node} of {nodes}"
+            );
+            let took = begun.elapsed();
+            println!("n{node} of {nodes}: {took:?}");
+            // Nothing else wakes an idle node for seconds; a loaded machine takes its time, too.
+            assert!((1_000..1_900).contains(&took.as_millis()), "n{node} of {nodes}: {took:?}");
+        }
+    }
+}
+
+#[test]
 fn a_killed_leader_costs_a_pause_and_nothing_else() {
     let mut cluster = Cluster::start(BIN, 3);
     let leader = cluster.leader();
