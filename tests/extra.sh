@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# The suites that need more than `cargo test --workspace`: time (50 kills under load, 100 random sequences), Debian's beanstalkd,
-# strace, PyPI. A test that cannot run says SKIPPED and its name.
+# The suites that need more than `cargo test --workspace`: time (50 kills under load, 100 random sequences, networks cut for ten
+# seconds, random faults), Debian's beanstalkd, strace, libfaketime, FUSE and root, PyPI. A test that cannot run says SKIPPED and its name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --locked -p beanpole
 export BEANPOLE_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/beanpole
 
 echo "--- long suites, and those that need a program"
-BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential} -- ${EXTRA_FILTER:-}
+BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential --test partition_long --test clocks --test power_cut} -- ${EXTRA_FILTER:-}
+
+echo "--- random faults"
+cargo run --locked -p beanpole-tests --release --bin chaos -- --seconds "${CHAOS_SECONDS:-90}"
 
 echo "--- the client crate against beanstalkd"
 cargo test --locked -p beanpole-client --release --test beanstalkd -- --ignored

@@ -44,6 +44,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     binary: PathBuf,
     flags: Vec<String>,
+    /// NAME=VALUE for every node, with {id}.
+    environment: Vec<String>,
     directory: TempDir,
 }
 
@@ -51,7 +53,27 @@ struct Node {
     clients: u16,
     admin: u16,
     peers: u16,
+    /// Whether the cluster began with it; others are let in later.
+    is_founder: bool,
+    /// Where it keeps its data, if not beside the others.
+    data: Option<PathBuf>,
     child: Option<Child>,
+}
+
+impl Node {
+    fn new(is_founder: bool) -> Node {
+        let (clients, admin, peers) = (free_port(), free_port(), free_port());
+        Node { clients, admin, peers, is_founder, data: None, child: None }
+    }
+}
+
+/// What one of the program's verbs for operators did.
+#[derive(Debug)]
+pub struct Told {
+    /// The exit code.
+    pub code: Option<i32>,
+    /// All that it printed.
+    pub text: String,
 }
 
 impl Cluster {
@@ -68,11 +90,11 @@ impl Cluster {
     /// Ports and directories for `nodes` nodes, none started. The environment variable `BEANPOLE_BIN` names another binary
     /// (a release build, say).
     pub fn new(binary: &str, nodes: usize) -> Cluster {
-        let node = || Node { clients: free_port(), admin: free_port(), peers: free_port(), child: None };
         Cluster {
-            nodes: (0..nodes).map(|_| node()).collect(),
+            nodes: (0..nodes).map(|_| Node::new(true)).collect(),
             binary: std::env::var_os("BEANPOLE_BIN").map_or_else(|| binary.into(), PathBuf::from),
             flags: Vec::new(),
+            environment: Vec::new(),
             directory: TempDir::with_prefix("beanpole-cluster-").expect("a temporary directory can be made"),
         }
     }
@@ -81,6 +103,49 @@ impl Cluster {
     pub fn flags<I: IntoIterator<Item = S>, S: Into<String>>(mut self, flags: I) -> Cluster {
         self.flags.extend(flags.into_iter().map(Into::into));
         self
+    }
+
+    /// With NAME=VALUE in the environment of every node that is started from now on; {id} in it is replaced by the node's id.
+    pub fn environment<I: IntoIterator<Item = S>, S: Into<String>>(mut self, set: I) -> Cluster {
+        self.environment.extend(set.into_iter().map(Into::into));
+        self
+    }
+
+    /// With a node's data in this directory.
+    pub fn data_at(mut self, id: u64, directory: PathBuf) -> Cluster {
+        self.node_mut(id).data = Some(directory);
+        self
+    }
+
+    /// A node that does not belong to the cluster yet and knows nobody: its id, which was never used before.
+    pub fn new_node(&mut self) -> u64 {
+        self.nodes.push(Node::new(false));
+        self.nodes.len() as u64
+    }
+
+    /// Where the other nodes reach a node.
+    pub fn peer_address(&self, id: u64) -> String {
+        format!("127.0.0.1:{}", self.node(id).peers)
+    }
+
+    /// Runs one of the program's verbs for operators, which asks the nodes that were started: `cluster verify`.
+    pub fn operator(&self, words: &str) -> Told {
+        let started = self.nodes.iter().filter(|node| node.child.is_some());
+        let admins: Vec<String> = started.map(|node| format!("127.0.0.1:{}", node.admin)).collect();
+        let out = Command::new(&self.binary)
+            .args(words.split_whitespace())
+            .env("BEANPOLE_ADMIN", admins.join(","))
+            .output()
+            .unwrap_or_else(|e| panic!("cannot start {}: {e}", self.binary.display()));
+        let text = [out.stdout, out.stderr].concat();
+        Told { code: out.status.code(), text: String::from_utf8_lossy(&text).into_owned() }
+    }
+
+    /// The same; panics unless it succeeds.
+    pub fn operate(&self, words: &str) -> String {
+        let told = self.operator(words);
+        assert_eq!(told.code, Some(0), "{words}: {}", told.text);
+        told.text
     }
 
     /// All node ids, from 1.
@@ -99,6 +164,12 @@ impl Cluster {
         let stderr = File::options().create(true).append(true).open(self.log_path(id));
         let child = Command::new(&self.binary)
             .args(self.arguments(id))
+            .envs(
+                self.environment
+                    .iter()
+                    .filter_map(|set| set.split_once('='))
+                    .map(|(name, value)| (name.to_owned(), value.replace("{id}", &id.to_string()))),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr.expect("a file in our own directory can be opened"))
@@ -109,8 +180,8 @@ impl Cluster {
 
     fn arguments(&self, id: u64) -> Vec<String> {
         let local = |port: u16| format!("127.0.0.1:{port}");
-        let peers: Vec<String> =
-            self.ids().iter().map(|id| format!("{id}={}", local(self.node(*id).peers))).collect();
+        let founders = self.ids().into_iter().filter(|id| self.node(*id).is_founder);
+        let peers: Vec<String> = founders.map(|id| format!("{id}={}", self.peer_address(id))).collect();
         let node = self.node(id);
         let mut arguments: Vec<String> = vec!["serve".into()];
         for (name, value) in [
@@ -119,9 +190,11 @@ impl Cluster {
             ("--listen", local(node.clients)),
             ("--admin-listen", local(node.admin)),
             ("--peer-listen", local(node.peers)),
-            ("--peers", peers.join(",")),
         ] {
             arguments.extend([name.to_owned(), value]);
+        }
+        if node.is_founder {
+            arguments.extend(["--peers".to_owned(), peers.join(",")]);
         }
         arguments.extend_from_slice(&self.flags);
         arguments
@@ -246,7 +319,8 @@ impl Cluster {
 
     /// Where a node keeps its data.
     pub fn data_dir(&self, id: u64) -> PathBuf {
-        self.directory.path().join(format!("n{id}"))
+        let beside = || self.directory.path().join(format!("n{id}"));
+        self.node(id).data.clone().unwrap_or_else(beside)
     }
 
     /// The end of what a node wrote to stderr, over all its starts.

@@ -11,6 +11,9 @@
 //!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
 //!   tests/cluster.rs                nodes that die    --> cluster
 //!   tests/partition.rs              cut networks      --> failover
+//!   tests/membership.rs             who belongs       --> cluster
+//!   tests/clocks.rs                 clocks that jump  --> chaos, cluster
+//!   tests/power_cut.rs              disks that forget --> forgetful_disk, cluster
 //!   bin/chaos.rs                    random faults     --> chaos
 //! ```
 //!
@@ -23,6 +26,7 @@ pub mod crash;
 pub mod differential;
 pub mod extra;
 pub mod failover;
+pub mod forgetful_disk;
 pub mod procfs;
 pub mod script;
 pub mod server;

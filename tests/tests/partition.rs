@@ -5,13 +5,12 @@
 //!
 //! Here the nodes are connected through relays that pass nothing on (`benches/src/failover/cables.rs`), which takes no root.
 
-use beanpole_tests::{extra, failover};
+use beanpole_tests::failover;
 
 const BIN: &str = env!("CARGO_BIN_EXE_beanpole-under-test");
 
-/// The longest that clients of the other nodes may go without an acknowledged put on a quiet machine, in ms.
-const PAUSE_MAX_MS: f64 = 1_500.0;
-/// The same in the short form, which runs beside other tests on a machine with two cores.
+/// The longest that clients of the other nodes may go without an acknowledged put, in ms: much longer than it takes, because this
+/// runs beside other tests. `partition_long.rs` looks more closely.
 const PAUSE_MAX_BUSY_MS: f64 = 5_000.0;
 /// A client of the cut node is let go after 5 s at most, and tries elsewhere, in ms.
 const HOLD_MAX_MS: f64 = 5_500.0;
@@ -47,20 +46,4 @@ fn a_leader_that_is_cut_off_is_replaced_and_acknowledges_nothing() {
 fn a_leader_that_hears_nobody_steps_down() {
     let pause = cut("cut-in", "leader", SHORT);
     assert!((200.0..PAUSE_MAX_BUSY_MS).contains(&pause), "{pause} ms");
-}
-
-#[test]
-fn every_cut_of_ten_seconds_costs_clients_of_the_others_a_second_and_a_half_at_most() {
-    if extra::skip_unless_wanted(
-        "every_cut_of_ten_seconds_costs_clients_of_the_others_a_second_and_a_half_at_most",
-    ) {
-        return;
-    }
-    for kind in ["cut", "cut-in", "cut-out"] {
-        let pause = cut(kind, "leader", "--duration 20s --rate 200 --heal-after 10s");
-        assert!((200.0..=PAUSE_MAX_MS).contains(&pause), "{kind}: {pause} ms");
-        // Nobody has a reason to elect another leader, neither at the cut nor when it heals.
-        let pause = cut(kind, "follower", "--duration 20s --rate 200 --heal-after 10s");
-        assert!(pause < 200.0, "{kind}: {pause} ms");
-    }
 }

@@ -1,5 +1,5 @@
-//! The hand that does the harm, at the times of the plan, and takes back what is not to last. What asks a node, and so may have to
-//! wait for one that is frozen, is done by a thread of its own: the plan goes on meanwhile.
+//! The hand that does the harm, at the times of the plan, and takes back what is not to last. What asks a node, and so may have
+//! to wait for one that is frozen, is done by a thread of its own: the plan goes on meanwhile.
 
 use super::admin;
 use super::args::{Fault, Kind, NodeAddress, Target};

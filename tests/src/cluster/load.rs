@@ -65,6 +65,11 @@ pub struct Account {
 impl Load {
     /// Starts a producer and a worker at each node.
     pub fn start(cluster: &Cluster) -> Load {
+        Load::start_at(cluster, &cluster.ids())
+    }
+
+    /// Starts a producer and a worker at each of these nodes.
+    pub fn start_at(cluster: &Cluster, nodes: &[u64]) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let (acknowledged, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut load = Load {
@@ -74,7 +79,7 @@ impl Load {
             producers: Vec::new(),
             workers: Vec::new(),
         };
-        for node in cluster.ids() {
+        for node in nodes.iter().copied() {
             let addr = cluster.addr(node);
             let (stop, count) = (stop.clone(), acknowledged.clone());
             load.producers.push(std::thread::spawn(move || produce(node, addr, &stop, &count)));
