@@ -4,8 +4,8 @@ use beanpole_raft::BodyAddr;
 
 use super::decode::Put;
 use super::engine::{Engine, Run};
-use super::jobs::Record;
 use super::moves::micros;
+use super::record::{Record, Terms};
 use super::tubes::{DEFAULT, TimeKey};
 use super::types::{JobState, Outcome, SessionId};
 
@@ -20,12 +20,9 @@ impl Engine {
         self.totals.total_jobs += 1;
         self.last_id += 1;
         let id = self.last_id;
-        let mut record = Record::new(tube, body);
-        record.created_us = self.stamp;
-        record.pri = put.pri;
-        record.delay_s = put.delay_s;
-        record.ttr_s = put.ttr_s.max(1);
-        let slot = self.jobs.insert(id, record);
+        let terms = Terms { tube, delay_s: put.delay_s, ttr_s: put.ttr_s.max(1) };
+        let record = Record { body, created_us: self.stamp, pri: put.pri, terms };
+        let slot = self.jobs.insert(id, &record);
         run.effects.retained.push(body);
         match put.delay_s {
             0 => self.place_ready(run, id, slot),
@@ -36,27 +33,27 @@ impl Engine {
 
     pub(super) fn reserve_job(&mut self, run: &mut Run<'_>, session: SessionId, id: u64) -> Outcome {
         let Some(slot) = self.settle(run, id) else { return Outcome::NotFound };
-        match self.jobs.record(slot).state() {
+        match self.jobs.state(slot) {
             JobState::Reserved => Outcome::NotFound,
             JobState::Ready | JobState::Delayed | JobState::Buried => {
                 self.take_out(id, slot);
                 self.place_reserved(id, slot, session, 0);
-                Outcome::Reserved { id, body: self.jobs.record(slot).body() }
+                Outcome::Reserved { id, body: self.jobs.record(slot).body }
             }
         }
     }
 
     pub(super) fn delete(&mut self, run: &mut Run<'_>, session: SessionId, id: u64) -> Outcome {
         let Some(slot) = self.settle(run, id) else { return Outcome::NotFound };
-        if self.jobs.record(slot).state() == JobState::Reserved && !self.holds(session, slot) {
+        if self.jobs.state(slot) == JobState::Reserved && !self.holds(session, slot) {
             return Outcome::NotFound;
         }
         self.take_out(id, slot);
         let record = self.jobs.remove(id, slot);
-        run.effects.released.push(record.body());
-        self.save_tube(record.tube());
-        self.tubes.get_mut(record.tube()).cmd_delete += 1;
-        self.note_lost(run, record.tube());
+        run.effects.released.push(record.body);
+        self.save_tube(record.terms.tube);
+        self.tubes.get_mut(record.terms.tube).cmd_delete += 1;
+        self.note_lost(run, record.terms.tube);
         Outcome::Deleted
     }
 
@@ -70,9 +67,8 @@ impl Engine {
     ) -> Outcome {
         let Some(slot) = self.settle_held(run, session, id) else { return Outcome::NotFound };
         self.take_out(id, slot);
-        let record = self.jobs.record_mut(slot);
-        record.pri = pri;
-        record.delay_s = delay_s;
+        self.jobs.set_pri(slot, pri);
+        self.jobs.set_delay(slot, delay_s);
         self.jobs.count(slot, |counts| counts.releases = counts.releases.saturating_add(1));
         match delay_s {
             0 => self.place_ready(run, id, slot),
@@ -84,7 +80,7 @@ impl Engine {
     pub(super) fn bury(&mut self, run: &mut Run<'_>, session: SessionId, id: u64, pri: u32) -> Outcome {
         let Some(slot) = self.settle_held(run, session, id) else { return Outcome::NotFound };
         self.take_out(id, slot);
-        self.jobs.record_mut(slot).pri = pri;
+        self.jobs.set_pri(slot, pri);
         self.jobs.count(slot, |counts| counts.buries = counts.buries.saturating_add(1));
         self.place_buried(id, slot);
         Outcome::Buried
@@ -93,7 +89,7 @@ impl Engine {
     pub(super) fn touch(&mut self, run: &mut Run<'_>, session: SessionId, id: u64) -> Outcome {
         let Some(slot) = self.settle_held(run, session, id) else { return Outcome::NotFound };
         self.save_job(id, slot);
-        let deadline = self.lease + micros(self.jobs.record(slot).ttr_s);
+        let deadline = self.lease + micros(self.jobs.terms(slot).ttr_s);
         let before = std::mem::replace(&mut self.jobs.hold_mut(slot).deadline, deadline);
         self.reserved.remove(session.node, session.conn, before, id);
         self.reserved.insert(session.node, session.conn, deadline, id);
@@ -119,7 +115,7 @@ impl Engine {
 
     pub(super) fn kick_job(&mut self, run: &mut Run<'_>, id: u64) -> Outcome {
         let Some(slot) = self.settle(run, id) else { return Outcome::NotFound };
-        match self.jobs.record(slot).state() {
+        match self.jobs.state(slot) {
             JobState::Ready | JobState::Reserved => Outcome::NotFound,
             JobState::Delayed | JobState::Buried => {
                 self.kick_one(run, id, slot);

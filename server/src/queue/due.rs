@@ -27,7 +27,7 @@ impl Engine {
         let mut due = 0;
         for head in self.delayed.iter().take_while(|key| key.at <= stamp) {
             let slot = self.jobs.find(head.id).expect("a delayed job is there");
-            let home = self.tubes.get(self.jobs.record(slot).tube());
+            let home = self.tubes.get(self.jobs.tube(slot));
             due += home.delayed.iter().take_while(|key| key.at <= stamp).take(DUE_MAX).count();
             if due >= DUE_MAX {
                 return DUE_MAX;
@@ -81,7 +81,7 @@ impl Engine {
     /// Finds a job for a command, and fires its own transition if that is due.
     pub(super) fn settle(&mut self, run: &mut Run<'_>, id: u64) -> Option<u32> {
         let slot = self.jobs.find(id)?;
-        match self.jobs.record(slot).state() {
+        match self.jobs.state(slot) {
             JobState::Reserved if self.jobs.hold(slot).deadline <= self.lease => self.expire(run, id, slot),
             JobState::Delayed if self.jobs.mark(slot) <= self.stamp => self.end_delay(run, id, slot),
             JobState::Reserved | JobState::Delayed | JobState::Ready | JobState::Buried => {}

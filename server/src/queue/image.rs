@@ -41,7 +41,8 @@ use beanpole_raft::BodyAddr;
 use crc32fast::Hasher;
 
 use super::engine::Engine;
-use super::jobs::{Counts, Place, Record};
+use super::jobs::{Counts, Place};
+use super::record::{Record, Terms};
 use super::types::JobState;
 
 pub(super) const MAGIC: &[u8; 4] = b"BPQI";
@@ -80,11 +81,18 @@ pub(super) struct SavedJob {
 }
 
 /// What a job's differences are from: the job before.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Before {
     pub id: u64,
     pub born: u64,
     pub record: Record,
+}
+
+impl Default for Before {
+    fn default() -> Self {
+        let body = BodyAddr { index: 0, offset: 0, len: 0 };
+        Before { id: 0, born: 0, record: Record { body, created_us: 0, pri: 0, terms: Terms::default() } }
+    }
 }
 
 impl Before {
@@ -92,10 +100,10 @@ impl Before {
         Before { id: job.id, born: job.born, record: job.record }
     }
     pub fn numbers(record: &Record) -> [u32; 3] {
-        [record.pri, record.delay_s, record.ttr_s]
+        [record.pri, record.terms.delay_s, record.terms.ttr_s]
     }
     pub fn body_end(&self) -> i64 {
-        let BodyAddr { offset, len, .. } = self.record.body();
+        let BodyAddr { offset, len, .. } = self.record.body;
         i64::from(offset) + i64::from(len)
     }
 }
@@ -171,7 +179,7 @@ impl ImageWriter {
         let has_counts = job.counts != Counts::default();
         let same_tube = job.born == before.born;
         let same_numbers = Before::numbers(record) == Before::numbers(last);
-        let same_entry = record.body_index == last.body_index && record.created_us == last.created_us;
+        let same_entry = record.body.index == last.body.index && record.created_us == last.created_us;
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
         out.push(
             JOB | state_bits(job.place.state())
@@ -187,11 +195,11 @@ impl ImageWriter {
         if !same_numbers {
             varints(out, Before::numbers(record));
         }
-        let body = record.body();
+        let body = record.body;
         if same_entry {
             zigzag(out, i64::from(body.offset) - before.body_end());
         } else {
-            zigzag(out, body.index.wrapping_sub(last.body_index) as i64);
+            zigzag(out, body.index.wrapping_sub(last.body.index) as i64);
             zigzag(out, record.created_us.wrapping_sub(last.created_us) as i64);
             zigzag(out, i64::from(body.offset));
         }

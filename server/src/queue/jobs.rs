@@ -1,48 +1,28 @@
-//! Where jobs lie: 48 bytes each in a slab, found by id through pages of 64, and side tables for what few
+//! Where jobs lie: 32 bytes each in a slab, found by id through pages of 64, and side tables for what few
 //! jobs have.
 //!
 //! ```text
-//!   id ──► node of 4,096 ids ──► page of 64 ids ──► slot ──► Record ──► Counts   once it was handed out, buried, kicked
+//!   id ──► node of 4,096 ids ──► page of 64 ids ──► slot ──► Packed ──► Terms     shared with jobs that are alike
 //!                                                              │
-//!                                                              └─mark─► Hold     while it is reserved
-//!                                                                   └─► u64      due stamp of a delayed job,
-//!                                                                                place in the order of burying
+//!                                                              └──► Side ──► Counts   once it was handed out, buried, kicked
+//!                                                                     ├────► Hold     while it is reserved
+//!                                                                     └────► u64      due stamp of a delayed job,
+//!                                                                                     place in the order of burying
 //! ```
 
 use std::collections::BTreeMap;
 
-use beanpole_raft::BodyAddr;
-
+use super::record::{Packed, Record, Terms, TermsTable};
 use super::slab::Slab;
 use super::types::JobState;
 
 const CHUNK: usize = 512;
+/// Of the side tables, which few jobs need.
+const SIDE_CHUNK: usize = 128;
 const PAGE: usize = 64;
 const PAGES: usize = 64;
 /// Ids of one node of the index.
 const NODE: u64 = (PAGE * PAGES) as u64;
-/// Tube slots have 30 bits; the state has the two above.
-const TUBE_BITS: u32 = 30;
-/// Tubes at most, so that a slot fits its bits.
-pub(super) const TUBES_MAX: usize = 1 << TUBE_BITS;
-
-/// One job.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Record {
-    pub body_index: u64,
-    pub created_us: u64,
-    pub body_offset: u32,
-    pub body_len: u32,
-    pub pri: u32,
-    pub delay_s: u32,
-    pub ttr_s: u32,
-    /// State above, tube slot below.
-    place: u32,
-    /// Slot + 1 of its counts; 0 while all are 0.
-    counts: u32,
-    /// Slot of its hold or mark, by state.
-    mark: u32,
-}
 
 /// How often things happened to a job.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -90,51 +70,23 @@ impl Place {
     }
 }
 
-const _: () = assert!(size_of::<Record>() == 48, "the memory budget of a job counts on it");
-
-impl Record {
-    /// A job of a tube; its state is set when it is placed.
-    pub fn new(tube: u32, body: BodyAddr) -> Self {
-        let BodyAddr { index, offset, len } = body;
-        Record { body_index: index, body_offset: offset, body_len: len, place: tube, ..Record::default() }
-    }
-
-    pub fn body(&self) -> BodyAddr {
-        BodyAddr { index: self.body_index, offset: self.body_offset, len: self.body_len }
-    }
-
-    pub fn tube(&self) -> u32 {
-        self.place & ((1 << TUBE_BITS) - 1)
-    }
-
-    pub fn state(&self) -> JobState {
-        match self.place >> TUBE_BITS {
-            0 => JobState::Ready,
-            1 => JobState::Reserved,
-            2 => JobState::Delayed,
-            _ => JobState::Buried,
-        }
-    }
-
-    fn set_state(&mut self, state: JobState) {
-        let bits = match state {
-            JobState::Ready => 0,
-            JobState::Reserved => 1,
-            JobState::Delayed => 2,
-            JobState::Buried => 3,
-        };
-        self.place = self.tube() | bits << TUBE_BITS;
-    }
+/// What only some jobs have: slots + 1 of their counts, and of their mark or hold, by state.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Side {
+    counts: u32,
+    mark: u32,
 }
 
 /// All jobs.
 #[derive(Default)]
 pub(super) struct Jobs {
     index: Index,
-    records: Slab<Record, CHUNK>,
-    counts: Slab<Counts, CHUNK>,
-    marks: Slab<u64, CHUNK>,
-    holds: Slab<Hold, CHUNK>,
+    records: Slab<Packed, CHUNK>,
+    terms: TermsTable,
+    sides: Slab<Side, SIDE_CHUNK>,
+    counts: Slab<Counts, SIDE_CHUNK>,
+    marks: Slab<u64, SIDE_CHUNK>,
+    holds: Slab<Hold, SIDE_CHUNK>,
 }
 
 impl Jobs {
@@ -154,32 +106,64 @@ impl Jobs {
     }
 
     /// Adds a job; it is ready as far as its record goes.
-    pub fn insert(&mut self, id: u64, record: Record) -> u32 {
-        let slot = self.records.insert(record);
+    pub fn insert(&mut self, id: u64, record: &Record) -> u32 {
+        let terms = self.terms.add(record.terms);
+        let slot = self.records.insert(Packed::new(record, terms));
         self.index.insert(id, slot);
         slot
     }
 
     /// Forgets a job that has neither mark nor hold.
     pub fn remove(&mut self, id: u64, slot: u32) -> Record {
-        let record = self.records.remove(slot);
-        if record.counts != 0 {
-            self.counts.remove(record.counts - 1);
-        }
+        self.set_counts(slot, Counts::default());
+        let record = self.record(slot);
+        let packed = self.records.remove(slot);
+        debug_assert!(packed.side == 0, "it has neither mark nor hold");
+        self.terms.remove(packed.terms());
         self.index.remove(id);
         record
     }
 
-    pub fn record(&self, slot: u32) -> &Record {
-        &self.records[slot]
+    pub fn record(&self, slot: u32) -> Record {
+        let packed = &self.records[slot];
+        Record {
+            body: packed.body(),
+            created_us: packed.created_us(),
+            pri: packed.pri,
+            terms: self.terms.get(packed.terms()),
+        }
     }
 
-    pub fn record_mut(&mut self, slot: u32) -> &mut Record {
-        &mut self.records[slot]
+    pub fn state(&self, slot: u32) -> JobState {
+        self.records[slot].state()
+    }
+
+    /// Slot of its tube.
+    pub fn tube(&self, slot: u32) -> u32 {
+        self.terms(slot).tube
+    }
+
+    pub fn terms(&self, slot: u32) -> Terms {
+        self.terms.get(self.records[slot].terms())
+    }
+
+    pub fn set_pri(&mut self, slot: u32, pri: u32) {
+        self.records[slot].pri = pri;
+    }
+
+    pub fn set_delay(&mut self, slot: u32, delay_s: u32) {
+        let terms = self.terms(slot);
+        if terms.delay_s == delay_s {
+            return;
+        }
+        let record = &mut self.records[slot];
+        let before = record.terms();
+        record.set_terms(self.terms.add(Terms { delay_s, ..terms }));
+        self.terms.remove(before);
     }
 
     pub fn counts(&self, slot: u32) -> Counts {
-        match self.records[slot].counts {
+        match self.side(slot).counts {
             0 => Counts::default(),
             counts => self.counts[counts - 1],
         }
@@ -193,20 +177,44 @@ impl Jobs {
     }
 
     pub fn set_counts(&mut self, slot: u32, counts: Counts) {
-        let record = &mut self.records[slot];
-        match (record.counts, counts == Counts::default()) {
-            (0, true) => {}
-            (0, false) => record.counts = self.counts.insert(counts) + 1,
-            (at, false) => self.counts[at - 1] = counts,
+        let mut side = self.side(slot);
+        match (side.counts, counts == Counts::default()) {
+            (0, true) => return,
+            (0, false) => side.counts = self.counts.insert(counts) + 1,
+            (at, false) => {
+                self.counts[at - 1] = counts;
+                return;
+            }
             (at, true) => {
-                record.counts = 0;
+                side.counts = 0;
                 self.counts.remove(at - 1);
+            }
+        }
+        self.set_side(slot, side);
+    }
+
+    fn side(&self, slot: u32) -> Side {
+        match self.records[slot].side {
+            0 => Side::default(),
+            side => self.sides[side - 1],
+        }
+    }
+
+    fn set_side(&mut self, slot: u32, side: Side) {
+        let record = &mut self.records[slot];
+        match (record.side, side == Side::default()) {
+            (0, true) => {}
+            (0, false) => record.side = self.sides.insert(side) + 1,
+            (at, false) => self.sides[at - 1] = side,
+            (at, true) => {
+                record.side = 0;
+                self.sides.remove(at - 1);
             }
         }
     }
 
     pub fn place(&self, slot: u32) -> Place {
-        match self.records[slot].state() {
+        match self.state(slot) {
             JobState::Ready => Place::Ready,
             JobState::Delayed => Place::Delayed(self.mark(slot)),
             JobState::Buried => Place::Buried(self.mark(slot)),
@@ -218,37 +226,54 @@ impl Jobs {
     pub fn set_place(&mut self, slot: u32, place: Place) {
         let mark = match place {
             Place::Ready => 0,
-            Place::Delayed(mark) | Place::Buried(mark) => self.marks.insert(mark),
-            Place::Reserved(hold) => self.holds.insert(hold),
+            Place::Delayed(mark) | Place::Buried(mark) => self.marks.insert(mark) + 1,
+            Place::Reserved(hold) => self.holds.insert(hold) + 1,
         };
-        let record = &mut self.records[slot];
-        record.set_state(place.state());
-        record.mark = mark;
+        self.records[slot].set_state(place.state());
+        if mark != 0 {
+            let side = Side { mark, ..self.side(slot) };
+            self.set_side(slot, side);
+        }
+    }
+
+    /// The slot of its mark or hold.
+    fn mark_slot(&self, slot: u32) -> u32 {
+        self.side(slot).mark.checked_sub(1).expect("its state has one")
+    }
+
+    fn clear_mark_slot(&mut self, slot: u32) -> u32 {
+        let mark = self.mark_slot(slot);
+        let side = Side { mark: 0, ..self.side(slot) };
+        self.set_side(slot, side);
+        mark
     }
 
     pub fn mark(&self, slot: u32) -> u64 {
-        self.marks[self.records[slot].mark]
+        self.marks[self.mark_slot(slot)]
     }
 
     pub fn clear_mark(&mut self, slot: u32) -> u64 {
-        self.marks.remove(std::mem::take(&mut self.records[slot].mark))
+        let mark = self.clear_mark_slot(slot);
+        self.marks.remove(mark)
     }
 
     /// The reservation, if it is reserved.
     pub fn held(&self, slot: u32) -> Option<&Hold> {
-        (self.records[slot].state() == JobState::Reserved).then(|| self.hold(slot))
+        (self.state(slot) == JobState::Reserved).then(|| self.hold(slot))
     }
 
     pub fn hold(&self, slot: u32) -> &Hold {
-        &self.holds[self.records[slot].mark]
+        &self.holds[self.mark_slot(slot)]
     }
 
     pub fn hold_mut(&mut self, slot: u32) -> &mut Hold {
-        &mut self.holds[self.records[slot].mark]
+        let hold = self.mark_slot(slot);
+        &mut self.holds[hold]
     }
 
     pub fn clear_hold(&mut self, slot: u32) -> Hold {
-        self.holds.remove(std::mem::take(&mut self.records[slot].mark))
+        let hold = self.clear_mark_slot(slot);
+        self.holds.remove(hold)
     }
 }
 

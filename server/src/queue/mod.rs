@@ -35,6 +35,7 @@ mod names;
 mod offers;
 mod outline;
 mod reads;
+mod record;
 mod reserved;
 mod restore;
 mod runs;

@@ -25,8 +25,8 @@ impl Engine {
     pub(super) fn take_out(&mut self, id: u64, slot: u32) {
         self.save_job(id, slot);
         let record = self.jobs.record(slot);
-        let (pri, tube) = (record.pri, record.tube());
-        match record.state() {
+        let (pri, tube) = (record.pri, record.terms.tube);
+        match self.jobs.state(slot) {
             JobState::Ready => {
                 let known = self.tubes.get_mut(tube).ready.remove(ReadyKey::new(pri, id));
                 assert!(known, "job {id} is ready, so its tube knows it");
@@ -58,7 +58,7 @@ impl Engine {
     pub(super) fn place_ready(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
         self.jobs.set_place(slot, Place::Ready);
         let record = self.jobs.record(slot);
-        let (pri, tube) = (record.pri, record.tube());
+        let (pri, tube) = (record.pri, record.terms.tube);
         let home = self.tubes.get_mut(tube);
         home.ready.insert(ReadyKey::new(pri, id));
         self.totals.ready += 1;
@@ -72,7 +72,7 @@ impl Engine {
     /// Delays a job that is nowhere until a stamp.
     pub(super) fn place_delayed(&mut self, id: u64, slot: u32, due: u64) {
         self.jobs.set_place(slot, Place::Delayed(due));
-        let tube = self.jobs.record(slot).tube();
+        let tube = self.jobs.tube(slot);
         self.change_delayed(tube, |delayed| delayed.insert(TimeKey { at: due, id }));
         self.totals.delayed += 1;
     }
@@ -81,7 +81,7 @@ impl Engine {
     pub(super) fn place_buried(&mut self, id: u64, slot: u32) {
         self.last_seq += 1;
         self.jobs.set_place(slot, Place::Buried(self.last_seq));
-        let tube = self.jobs.record(slot).tube();
+        let tube = self.jobs.tube(slot);
         self.tubes.get_mut(tube).buried.insert(TimeKey { at: self.last_seq, id });
         self.totals.buried += 1;
     }
@@ -90,7 +90,7 @@ impl Engine {
     pub(super) fn place_reserved(&mut self, id: u64, slot: u32, session: SessionId, want: u64) {
         self.last_seq += 1;
         let record = self.jobs.record(slot);
-        let (deadline, tube) = (self.lease + micros(record.ttr_s), record.tube());
+        let (deadline, tube) = (self.lease + micros(record.terms.ttr_s), record.terms.tube);
         let SessionId { node, conn, .. } = session;
         let hold = Hold { deadline, conn, want, seq: self.last_seq, node };
         self.jobs.set_place(slot, Place::Reserved(hold));

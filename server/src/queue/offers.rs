@@ -218,7 +218,7 @@ impl Engine {
         self.tubes.get_mut(tube).ready.pop_first();
         self.count_ready_out(tube, key.pri);
         self.place_reserved(id, slot, session, want);
-        run.effects.handouts.push(Handout { session, want, id, body: self.jobs.record(slot).body() });
+        run.effects.handouts.push(Handout { session, want, id, body: self.jobs.record(slot).body });
         true
     }
 

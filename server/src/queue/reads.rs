@@ -30,7 +30,7 @@ impl Engine {
         let slot = self.jobs.find(id)?;
         let record = self.jobs.record(slot);
         let counts = self.jobs.counts(slot);
-        let state = record.state();
+        let state = self.jobs.state(slot);
         let (due_us, holder) = match state {
             JobState::Ready | JobState::Buried => (0, None),
             JobState::Delayed => (self.jobs.mark(slot), None),
@@ -42,14 +42,14 @@ impl Engine {
         };
         Some(JobView {
             id,
-            tube: &self.tubes.get(record.tube()).name,
+            tube: &self.tubes.get(record.terms.tube).name,
             state,
             pri: record.pri,
-            delay_s: record.delay_s,
-            ttr_s: record.ttr_s,
+            delay_s: record.terms.delay_s,
+            ttr_s: record.terms.ttr_s,
             created_us: record.created_us,
             due_us,
-            body: record.body(),
+            body: record.body,
             reserves: counts.reserves,
             timeouts: counts.timeouts,
             releases: counts.releases,
@@ -166,6 +166,6 @@ impl Engine {
 
     /// Passes every body that a job references to `f`, in the order of the jobs' ids.
     pub fn for_each_body(&self, f: &mut dyn FnMut(BodyAddr)) {
-        self.jobs.for_each(&mut |_, slot| f(self.jobs.record(slot).body()));
+        self.jobs.for_each(&mut |_, slot| f(self.jobs.record(slot).body));
     }
 }

@@ -12,7 +12,8 @@ use super::history::History;
 use super::image::{
     Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE, STATE, TUBE,
 };
-use super::jobs::{Counts, Hold, Place, Record};
+use super::jobs::{Counts, Hold, Place};
+use super::record::{Record, Terms};
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
 use super::types::{Mark, URGENT_BELOW};
 
@@ -124,7 +125,7 @@ impl Engine {
             0 => [source.number()?, source.number()?, source.number()?],
             _ => Before::numbers(&last),
         };
-        let (mut index, mut created_us, mut base) = (last.body_index, last.created_us, before.body_end());
+        let (mut index, mut created_us, mut base) = (last.body.index, last.created_us, before.body_end());
         if flags & SAME_ENTRY == 0 {
             index = index.wrapping_add(source.zigzag()? as u64);
             created_us = created_us.wrapping_add(source.zigzag()? as u64);
@@ -133,11 +134,13 @@ impl Engine {
         let offset = base.checked_add(source.zigzag()?).and_then(|offset| u32::try_from(offset).ok());
         let offset = checked(offset, "a body's offset")?;
         let body = BodyAddr { index, offset, len: source.number()? };
-        let mut record = Record::new(state.tube, body);
-        (record.created_us, record.pri, record.delay_s, record.ttr_s) = (created_us, pri, delay_s, ttr_s);
+        let record = Record { body, created_us, pri, terms: Terms { tube: state.tube, delay_s, ttr_s } };
         state.before = Before { id, born, record };
         state.jobs += 1;
-        let slot = self.jobs.insert(id, record);
+        if !record.fits() {
+            return Err(bad("a job's entry is beyond all logs"));
+        }
+        let slot = self.jobs.insert(id, &record);
         if flags & COUNTS != 0 {
             let counts = source.counts()?;
             self.jobs.set_counts(slot, counts);
@@ -158,7 +161,7 @@ impl Engine {
     fn set_place(&mut self, state: &mut Progress, id: u64, slot: u32, place: Place) -> io::Result<()> {
         self.jobs.set_place(slot, place);
         let record = self.jobs.record(slot);
-        let (pri, tube) = (record.pri, record.tube());
+        let (pri, tube) = (record.pri, record.terms.tube);
         let home = self.tubes.get_mut(tube);
         match place {
             Place::Ready => {

@@ -248,10 +248,10 @@ impl Engine {
     }
 
     fn saved_job(&self, id: u64, slot: u32) -> SavedJob {
-        let record = *self.jobs.record(slot);
+        let record = self.jobs.record(slot);
         SavedJob {
             id,
-            born: self.tubes.get(record.tube()).born,
+            born: self.tubes.get(record.terms.tube).born,
             record,
             counts: self.jobs.counts(slot),
             place: self.jobs.place(slot),

@@ -86,7 +86,7 @@ pub struct JobView<'a> {
     pub delay_s: u32,
     /// Seconds a worker may hold it.
     pub ttr_s: u32,
-    /// Stamp of its `put`, in microseconds.
+    /// Stamp of its `put`, in microseconds, rounded down to a multiple of 16.
     pub created_us: u64,
     /// Delayed: the stamp at which it becomes ready. Reserved: the lease clock value at which the reservation
     /// runs out. Else 0.

@@ -30,7 +30,7 @@ impl Engine {
         self.jobs.for_each(&mut |id, slot| {
             last = id;
             let record = self.jobs.record(slot);
-            let tube = tubes.entry(record.tube()).or_default();
+            let tube = tubes.entry(record.terms.tube).or_default();
             match self.jobs.place(slot) {
                 Place::Ready => {
                     tube.ready.push(ReadyKey::new(record.pri, id));

@@ -406,7 +406,8 @@ impl Model {
             pri,
             delay,
             ttr: ttr.max(1),
-            created: self.stamp,
+            // Kept in units of 16 microseconds.
+            created: self.stamp - self.stamp % 16,
             body,
             reserves: 0,
             timeouts: 0,
