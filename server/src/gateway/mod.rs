@@ -311,6 +311,7 @@ impl Gateway {
             blocked: Blocked::No,
             outlet,
             wants: 0,
+            loose: session::LooseWants::default(),
             unanswered_bytes: 0,
             producer: false,
             worker: false,
@@ -398,12 +399,14 @@ impl Gateway {
     /// The wants whose hand-out, if there was one, has not been written to the client.
     fn undelivered(&self, conn: ConnId) -> Vec<u64> {
         let Some(session) = self.sessions.get(conn) else { return Vec::new() };
+        let mut wants: Vec<u64> = session.loose.open(self.applied).collect();
         match &session.blocked {
-            Blocked::Reserving(want) => vec![want.number],
+            Blocked::Reserving(want) => wants.push(want.number),
             Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => {
-                session.slots.iter().filter_map(cold_want).collect()
+                wants.extend(session.slots.iter().filter_map(cold_want));
             }
         }
+        wants
     }
 
     /// Closes a connection at once: what it is owed cannot be known, or what it holds is others' by now.

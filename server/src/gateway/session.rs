@@ -141,6 +141,34 @@ pub enum Slot {
     },
 }
 
+/// Wants that ended without a job while a hand-out to them may still be on its way. As long as the session is there it gives such
+/// a job back; its end must name them, or the job would stay with nobody until its TTR is over.
+#[derive(Debug, Default)]
+pub struct LooseWants {
+    /// Each with the last batch that was closed before the leader was told. A batch after that one applies after everything that
+    /// the leader had offered to the want.
+    ended: Vec<(u64, u64)>,
+}
+
+impl LooseWants {
+    /// Most wants that are remembered. The end of a session with more gives their jobs back, too, but counts a reserve.
+    const MAX: usize = 16;
+
+    /// A want ended, after `proposed` batches were closed and `applied` of them have applied.
+    pub fn add(&mut self, want: u64, proposed: u64, applied: u64) {
+        self.ended.retain(|(_, before)| applied <= *before);
+        if self.ended.len() == Self::MAX {
+            self.ended.remove(0);
+        }
+        self.ended.push((want, proposed));
+    }
+
+    /// Those that may still be handed a job when so many batches have applied.
+    pub fn open(&self, applied: u64) -> impl Iterator<Item = u64> + '_ {
+        self.ended.iter().filter(move |(_, before)| applied <= *before).map(|(want, _)| *want)
+    }
+}
+
 /// One client's connection.
 pub struct Session {
     /// Its number.
@@ -159,6 +187,8 @@ pub struct Session {
     pub outlet: Arc<dyn Outlet>,
     /// Wants so far.
     pub wants: u64,
+    /// Wants that ended without a job, though the leader may have offered them before it knew.
+    pub loose: LooseWants,
     /// Bytes of bodies that were put and are not answered yet.
     pub unanswered_bytes: usize,
     /// It has put a job.

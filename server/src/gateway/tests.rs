@@ -677,3 +677,23 @@ fn clients_that_do_nothing_are_let_go_before_those_that_wait_or_work() {
     b.pass(100_000);
     assert_eq!(next(&b), [Next::Goodbye; 3]);
 }
+
+#[test]
+fn a_job_on_its_way_to_a_client_that_was_let_go_is_ready_again() {
+    let mut b = Bench::new(2);
+    b.send(1, "reserve\r\n");
+    b.settle();
+    b.send(0, "put 0 0 99 1\r\na\r\n");
+    let entry = b.take_entry().expect("the put, with an offer to the client that waits");
+    b.gateway.let_go(S);
+    b.time.0.fetch_add(200_000, SeqCst);
+    b.tick();
+    let (conn, ..) = b.clients.remove(1);
+    assert_eq!(b.gateway.outlook(conn).next, Next::Goodbye);
+    b.gateway.disconnect(conn);
+    b.commit(entry);
+    b.settle();
+    assert_eq!(b.gateway.engine().has_ready(b"default"), 1, "not reserved by a session that is gone");
+    let view = b.gateway.engine().job(1).unwrap();
+    assert_eq!(view.reserves, 0, "nobody has had it");
+}

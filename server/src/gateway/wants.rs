@@ -167,6 +167,10 @@ impl Gateway {
         let Some((_, want)) = self.want(conn) else { return };
         let number = want.number;
         self.tell(ToLeader::Unwant { session, number });
+        let (proposed, applied) = (self.proposed, self.applied);
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.loose.add(number, proposed, applied);
+        }
     }
 
     /// Ends a reserve without a job.
