@@ -11,6 +11,7 @@
 //!   tests/robustness.rs, ...        hostile clients   --> server, connection, procfs
 //!   tests/cluster.rs                nodes that die    --> cluster
 //!   tests/partition.rs              cut networks      --> failover
+//!   tests/namespaces.rs             dropped packets   --> namespaces, failover
 //!   tests/membership.rs             who belongs       --> cluster
 //!   tests/clocks.rs                 clocks that jump  --> chaos, cluster
 //!   tests/power_cut.rs              disks that forget --> forgetful_disk, cluster
@@ -27,6 +28,7 @@ pub mod differential;
 pub mod extra;
 pub mod failover;
 pub mod forgetful_disk;
+pub mod namespaces;
 pub mod procfs;
 pub mod script;
 pub mod server;
