@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// How long a connect and the first commands may take; then the next node is tried.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long to wait after all nodes were tried in vain.
+/// How long to wait after all nodes were tried in vain, or one let the client go at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How often a waiting client looks whether the run is over.
 const LOOK: Duration = Duration::from_millis(20);
@@ -151,6 +151,11 @@ impl<'a> Client<'a> {
         self.log.troubles.push(Trouble { at_ns, node: self.node, what, broken: true });
         self.shared.events.lock().connection_lost(self.node, at_ns);
         self.node = self.elsewhere();
+        // Where no node has a majority, each takes a client and lets it go: as a real client, this one does not hammer at them.
+        let connected_ns = self.log.nodes.last().map_or(0, |(from, _)| *from);
+        if at_ns.saturating_sub(connected_ns) < RETRY_PAUSE.as_nanos() as u64 {
+            std::thread::sleep(RETRY_PAUSE);
+        }
     }
 
     /// Another node than this one, such that the clients of a dead node spread over the others.
