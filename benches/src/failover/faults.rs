@@ -122,14 +122,12 @@ impl Events {
         self.all[event].failed = Some(why);
     }
 
-    /// The faults of `node` that can be taken back were. It may have been so short that nobody saw it away.
-    pub(super) fn undone(&mut self, node: usize, at_ns: u64) {
-        for event in self.all.iter_mut().filter(|event| event.node == Some(node) && event.undone_ns.is_none())
-        {
-            if matches!(event.form, Form::Frozen | Form::CutOff | Form::Ending) && event.failed.is_none() {
-                event.undone_ns = Some(at_ns);
-                event.was_away = true;
-            }
+    /// What of this form had happened to `node` was taken back. It may have been so short that nobody saw it away.
+    pub(super) fn undone(&mut self, node: usize, form: Form, at_ns: u64) {
+        let of_node = self.all.iter_mut().filter(|event| event.node == Some(node) && event.form == form);
+        for event in of_node.filter(|event| event.undone_ns.is_none() && event.failed.is_none()) {
+            event.undone_ns = Some(at_ns);
+            event.was_away = true;
         }
     }
 
@@ -295,7 +293,9 @@ mod tests {
         let mut cut = events(Form::CutOff, None);
         assert!(!cut.was_cut_off(1, 11 * S - 1) && cut.was_cut_off(1, 11 * S) && !cut.was_cut_off(0, 12 * S));
         assert_eq!(cut.ended_by_fault(1, 2 * S), None, "it closes what its clients hold, and they notice");
-        cut.undone(1, 20 * S);
+        cut.undone(1, Form::Frozen, 15 * S);
+        assert!(cut.was_cut_off(1, 16 * S), "it goes on, and nobody hears it");
+        cut.undone(1, Form::CutOff, 20 * S);
         assert!(cut.was_cut_off(1, 20 * S - 1) && !cut.was_cut_off(1, 20 * S));
         assert!(cut.excuse(1, 30 * S), "it has not been seen to serve again");
     }

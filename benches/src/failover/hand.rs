@@ -123,7 +123,7 @@ impl Hand<'_> {
             let now = self.shared.now_ns();
             let event = self.shared.events.lock().add(now, what, pending.node, Form::Undone);
             let done = self.undo(event, pending.how);
-            self.undone(pending.node);
+            self.undone(pending.node, pending.how);
             if let Err(why) = done {
                 self.shared.events.lock().failed(event, why.to_string());
             }
@@ -151,9 +151,14 @@ impl Hand<'_> {
         }
     }
 
-    fn undone(&self, node: Option<usize>) {
+    fn undone(&self, node: Option<usize>, how: Undo) {
+        let form = match how {
+            Undo::Cont(_) => Form::Frozen,
+            Undo::Heal(_) => Form::CutOff,
+            Undo::Resume(_) => Form::Ending,
+        };
         if let Some(node) = node {
-            self.shared.events.lock().undone(node, self.shared.now_ns());
+            self.shared.events.lock().undone(node, form, self.shared.now_ns());
         }
     }
 
@@ -184,8 +189,9 @@ impl Hand<'_> {
             }
             Kind::Cont => {
                 signal(found, Signal::SIGCONT)?;
-                self.pending.retain(|pending| found.pid.is_none_or(|pid| pending.how != Undo::Cont(pid)));
-                self.undone(found.node);
+                let how = Undo::Cont(found.pid.expect("it was signalled"));
+                self.pending.retain(|pending| pending.how != how);
+                self.undone(found.node, how);
                 Ok(())
             }
             Kind::Cut => self.cut(id()?, found.node, Side::Both),
@@ -214,7 +220,7 @@ impl Hand<'_> {
     fn now(&mut self, event: usize, id: u64, node: Option<usize>, how: fn(u64) -> Undo) -> io::Result<()> {
         self.pending.retain(|pending| pending.how != how(id));
         self.undo(event, how(id))?;
-        self.undone(node);
+        self.undone(node, how(id));
         Ok(())
     }
 
