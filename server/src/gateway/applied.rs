@@ -76,7 +76,8 @@ impl Gateway {
     /// The state was replaced by a snapshot of another node: what became of the batches that it covers is not known here.
     pub fn brought_forward(&mut self) {
         if self.epoch.is_none() {
-            return;
+            // Its announcement may be among what was skipped. Told once more it changes nothing, and is answered.
+            return self.tell_announcement();
         }
         if self.engine.live_epoch(self.node) != self.epoch {
             return self.life_ended();

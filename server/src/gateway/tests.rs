@@ -265,6 +265,21 @@ fn the_announcement_of_an_earlier_life_opens_nothing() {
 }
 
 #[test]
+fn a_gateway_whose_announcement_a_snapshot_has_skipped_announces_itself_again() {
+    let mut b = Bench::unannounced();
+    b.take_office(42);
+    let skipped = b.take_entry().unwrap();
+    // The leader is another node's; here only the snapshot arrives, with the announcement in it.
+    b.gateway.engine_mut().apply(1, &skipped, &mut Effects::default());
+    b.entries.log.lock().0.push(skipped);
+    b.gateway.brought_forward();
+    assert!(!b.gateway.is_serving());
+    b.settle();
+    assert!(b.gateway.is_serving());
+    assert_eq!(b.gateway.engine().live_epoch(1), Some(1), "it is the life that it began before");
+}
+
+#[test]
 fn nothing_is_acknowledged_before_its_batch_applied() {
     let mut b = Bench::new(1);
     b.send(0, "put 0 0 1 1\r\na\r\n");
