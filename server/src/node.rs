@@ -415,7 +415,7 @@ fn next_entry(shared: &Shared) -> Option<(Payload, (u64, u64))> {
     if gateway.has_replies() {
         shared.replies.notify_one();
     }
-    leader.take_entry().map(|entry| (entry, *shared.office.borrow()))
+    leader.take_entry(&mut gateway.ground()).map(|entry| (entry, *shared.office.borrow()))
 }
 
 /// Notices entries that the log did not take, though this node leads on.

@@ -127,7 +127,7 @@ impl Bench {
         while let Some(message) = self.gateway.next_message() {
             leader.message(&mut self.gateway.ground(), 1, message);
         }
-        leader.take_entry()
+        leader.take_entry(&mut self.gateway.ground())
     }
 
     fn tick(&mut self) {
@@ -379,6 +379,36 @@ fn a_delayed_job_wakes_a_worker_when_it_is_due() {
     assert_eq!(b.received(1), "");
     b.pass(1);
     assert_eq!(b.received(1), "RESERVED 1 1\r\na\r\n");
+}
+
+#[test]
+fn what_waits_for_earlier_entries_counts_its_time_from_when_it_is_proposed() {
+    let mut b = Bench::new(1);
+    let mut under_way = Vec::new();
+    for nonce in 0..crate::leader::ENTRIES_UNDER_WAY_MAX as u64 {
+        // Another node's gateway keeps the leader busy.
+        let mut other = crate::queue::BatchBuilder::new(0, 0);
+        other.section(crate::queue::Gateway { node: 2, epoch: 0 }, 0);
+        other.gateway_up(nonce);
+        let leader = b.leader.as_mut().unwrap();
+        leader.message(&mut b.gateway.ground(), 2, crate::leader::ToLeader::Batch(other.finish()));
+        under_way.push(b.take_entry().unwrap());
+    }
+    b.send(0, "put 0 3 9 1\r\nb\r\n");
+    assert!(b.take_entry().is_none(), "enough are under way, so it gathers in an open entry");
+    for _ in 0..20 {
+        b.time.0.fetch_add(S / 10, SeqCst);
+        b.tick();
+    }
+    for entry in under_way {
+        b.commit(entry);
+    }
+    b.settle();
+    b.received(0);
+    b.pass(2 * S);
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "TIMED_OUT\r\n", "its delay is not over");
+    b.pass(S);
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "RESERVED 1 1\r\nb\r\n");
 }
 
 #[test]

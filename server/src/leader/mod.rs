@@ -369,12 +369,15 @@ impl Leader {
         !self.under_way.is_empty()
     }
 
-    /// Closes the open entry and hands it out to be proposed, unless enough are under way.
-    pub fn take_entry(&mut self) -> Option<Payload> {
+    /// Closes the open entry and hands it out to be proposed, unless enough are under way. It is stamped here, for it may
+    /// have been open for long: a TTR or a delay counts from when the log is offered it.
+    pub fn take_entry(&mut self, ground: &mut Ground<'_>) -> Option<Payload> {
         if !self.may_propose() {
             return None;
         }
-        let open = self.open.take()?;
+        let mut open = self.open.take()?;
+        ground.clocks.advance();
+        open.builder.set_clocks(ground.clocks.stamp(), ground.clocks.lease());
         self.under_way
             .push_back(UnderWay { may_ready: open.may_ready, command_bytes: open.builder.command_bytes() });
         Some(open.builder.finish())

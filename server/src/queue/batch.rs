@@ -117,6 +117,12 @@ impl BatchBuilder {
         }
     }
 
+    /// Sets the time of both clocks anew, in microseconds: what has gathered for long happens when it is proposed.
+    pub fn set_clocks(&mut self, stamp: u64, lease: u64) {
+        self.head[8..16].copy_from_slice(&stamp.to_le_bytes());
+        self.head[16..24].copy_from_slice(&lease.to_le_bytes());
+    }
+
     /// Begins a gateway's section; commands go to the section begun last. `sequence` counts the gateway's
     /// sections from 1. Epoch 0 begins a section outside any gateway's life (see the module's format).
     ///
