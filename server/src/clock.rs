@@ -95,12 +95,10 @@ impl Clocks {
         self.leading = true;
     }
 
-    /// Another node leads.
+    /// Another node leads. How far this node's lease clock ran meanwhile is nobody's time: it may have been cut off, while
+    /// the others had a leader whose clock began later. What counted is in the log, or was told by a leader.
     pub fn leave_office(&mut self) {
-        if self.leading {
-            self.leading = false;
-            self.heard_lease = self.heard_lease.max(self.lease);
-        }
+        self.leading = false;
     }
 
     /// The leader's clocks, as it told them a moment ago.
@@ -257,6 +255,22 @@ mod tests {
         clocks.advance();
         assert_eq!(clocks.lease(), LEASE_STEP_MAX_US);
         assert!(clocks.stamp() >= 60 * S - S / 10);
+    }
+
+    #[test]
+    fn a_leader_that_was_cut_off_and_leads_again_does_not_jump_ahead_of_its_successors_lease_clock() {
+        let fake = Fake::default();
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.take_office(0, 0);
+        for _ in 0..50 {
+            fake.pass(S / 10);
+            clocks.advance();
+        }
+        clocks.leave_office();
+        // Its successor began at 1 s, a second after the last that it had heard, and leads for 2 s.
+        clocks.hear(8 * S, 3 * S);
+        clocks.take_office(8 * S, 3 * S);
+        assert_eq!(clocks.lease(), 3 * S);
     }
 
     #[test]

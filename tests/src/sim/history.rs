@@ -153,10 +153,17 @@ impl History {
         let kicks = self.kicks;
         let Some(job) = self.seen(id, body) else { return };
         let mut wrong = Vec::new();
-        if job.deleted.is_some() {
+        // The node may have learnt late of its own hand-out, when the TTR was over and the job another's: the worker can
+        // tell, as it knows when it asked. It has no claim then, and who has one keeps it.
+        let over_by = sent + job.ttr;
+        if job.deleted.is_some_and(|deleted| deleted < over_by) {
             wrong.push(format!("job {id} was handed out after its delete was acknowledged"));
         }
-        if let Some(claim) = job.claim.as_ref().filter(|claim| claim.holds()) {
+        let holder = job.claim.as_ref().filter(|claim| claim.holds());
+        if holder.is_some_and(|claim| over_by <= claim.since) {
+            return;
+        }
+        if let Some(claim) = holder {
             wrong.push(format!(
                 "job {id} was handed to connection {conn} while connection {} holds it, for {:?} more",
                 claim.conn,
