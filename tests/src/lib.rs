@@ -16,6 +16,7 @@
 //!   tests/clocks.rs                 clocks that jump  --> chaos, cluster
 //!   tests/power_cut.rs              disks that forget --> forgetful_disk, cluster
 //!   bin/chaos.rs                    random faults     --> chaos
+//!   tests/sim.rs                    simulated time    --> sim
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
