@@ -12,6 +12,9 @@ BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS
 echo "--- random faults"
 cargo run --locked -p beanpole-tests --release --bin chaos -- --seconds "${CHAOS_SECONDS:-90}"
 
+echo "--- the power goes at every step of a workload with snapshots, purges and compaction"
+cargo test --locked -p beanpole-raft --lib -- --ignored --nocapture cut_at_every_step
+
 echo "--- the client crate against beanstalkd"
 cargo test --locked -p beanpole-client --release --test beanstalkd -- --ignored
 

@@ -22,7 +22,7 @@ struct Count(u64);
 struct CountImage(u64);
 
 impl SnapshotImage for CountImage {
-    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
+    fn next_slice(&mut self, out: &mut Vec<u8>, _live: &mut dyn FnMut(BodyAddr)) -> bool {
         out.extend_from_slice(&self.0.to_le_bytes());
         false
     }

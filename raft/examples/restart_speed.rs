@@ -22,10 +22,11 @@ struct Keep {
 struct KeepImage(std::vec::IntoIter<(u64, u32)>);
 
 impl SnapshotImage for KeepImage {
-    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
+    fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool {
         for (index, len) in self.0.by_ref().take(8192) {
             out.extend_from_slice(&index.to_le_bytes());
             out.extend_from_slice(&len.to_le_bytes());
+            live(BodyAddr { index, offset: 0, len });
         }
         self.0.len() > 0
     }

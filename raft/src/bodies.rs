@@ -1,6 +1,8 @@
 //! Reading and accounting of bodies.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
@@ -8,6 +10,7 @@ use crate::error::BodyError;
 use crate::format::HEAD_LEN;
 use crate::log::Log;
 use crate::payload::BodyAddr;
+use crate::pieces::{self, Found};
 use crate::prepare::Preparer;
 use crate::segment::Segment;
 
@@ -32,15 +35,12 @@ impl Bodies {
         if self.read_ring(addr, out)? {
             return Ok(true);
         }
-        let read = self.log.table.with_body(addr.index, |segment| {
-            let start = place(segment, addr)?;
-            let now = segment.map.resident(start, addr.len as usize);
-            if now {
-                segment.map.copy(start, addr.len as usize, out);
-            }
-            Some(now)
-        });
-        read.flatten().ok_or(BodyError::Unknown(addr))
+        let read = self.log.table.with_body(addr.index, |segment| copy_resident(segment, addr, out));
+        match read {
+            Some(Found::At(_)) => Ok(true),
+            Some(Found::Cold) => Ok(false),
+            Some(Found::Absent) | None => Err(BodyError::Unknown(addr)),
+        }
     }
 
     /// Reads a body wherever it is, on the blocking pool, or at once where the node does all IO on the runtime.
@@ -64,19 +64,24 @@ impl Bodies {
             return Ok(out.freeze());
         }
         let segment = self.log.table.with_body(addr.index, Arc::clone).ok_or(BodyError::Unknown(addr))?;
-        let start = place(&segment, addr).ok_or(BodyError::Unknown(addr))?;
+        let failed = |source| BodyError::Io { addr, source };
+        let mut read = |at: u64, out: &mut [u8]| match segment.file.read_at(out, at) {
+            Ok(read) if read == out.len() => Ok(true),
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(source) => Err(source),
+        };
+        let Found::At(start) = place(&segment, addr, &mut read).map_err(failed)? else {
+            return Err(BodyError::Unknown(addr));
+        };
         let mut bytes = vec![0; addr.len as usize];
-        match segment.file.read_at(&mut bytes, start) {
-            Ok(read) if read == bytes.len() => Ok(bytes.into()),
-            Ok(_) => Err(BodyError::Io { addr, source: std::io::ErrorKind::UnexpectedEof.into() }),
-            Err(source) => Err(BodyError::Io { addr, source }),
-        }
+        read(start, &mut bytes).map_err(failed)?;
+        Ok(bytes.into())
     }
 
-    /// Appends the bytes at `addr` when the ring has them. What came with a snapshot is not taken from there:
+    /// Appends the bytes at `addr` when the ring has them. What is in a body segment is not taken from there:
     /// the ring may still hold an entry that was never committed under the same index.
     fn read_ring(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
-        if self.log.table.imported(addr.index).is_some() {
+        if self.log.table.in_bodies(addr.index) {
             return Ok(false);
         }
         match self.log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, out) {
@@ -110,14 +115,21 @@ impl Bodies {
     #[must_use]
     pub fn disk_usage(&self) -> DiskUsage {
         let mut segments = self.log.table.all();
-        segments.extend(self.log.table.bodies());
+        let bodies = self.log.table.bodies();
+        let compaction = &self.log.compaction;
         let mut usage = DiskUsage {
-            segments: segments.len() as u64,
+            segments: (segments.len() + bodies.len()) as u64,
+            body_segments: bodies.len() as u64,
+            logged_bytes: self.log.written_bytes(),
+            rewritten_bytes: compaction.written.load(Ordering::Relaxed),
+            compacted_bytes: compaction.gained.load(Ordering::Relaxed),
             pinned_deleted: self.log.table.pinned_deleted(),
             no_space: self.no_space(),
             ..DiskUsage::default()
         };
+        segments.extend(bodies);
         for segment in &segments {
+            usage.damaged_segments += u64::from(segment.is_damaged());
             usage.log_bytes += segment.capacity;
             usage.body_bytes += segment.end();
             usage.live_bytes += segment.live_bytes();
@@ -127,11 +139,51 @@ impl Bodies {
     }
 }
 
-/// Where in the file a body starts; `None` when it is not within its entry's record.
-pub(crate) fn place(segment: &Segment, addr: BodyAddr) -> Option<u64> {
-    let (record, end) = segment.span(addr.index)?;
-    let start = record + HEAD_LEN as u64 + u64::from(addr.offset);
-    (start + u64::from(addr.len) <= end).then_some(start)
+/// Where in the file a body starts; absent when it is not within what is left of its entry.
+fn place(segment: &Segment, addr: BodyAddr, read: pieces::Read<'_>) -> io::Result<Found> {
+    let Some(span) = segment.span(addr.index) else { return Ok(Found::Absent) };
+    if span.in_pieces {
+        let Some(end) = addr.offset.checked_add(addr.len) else { return Ok(Found::Absent) };
+        let found = pieces::find(span.end - span.start, &(addr.offset..end), &mut |at, out| {
+            read(span.start + at, out)
+        })?;
+        return Ok(match found {
+            Found::At(at) => Found::At(span.start + at),
+            Found::Absent | Found::Cold => found,
+        });
+    }
+    let start = span.start + HEAD_LEN as u64 + u64::from(addr.offset);
+    Ok(if start + u64::from(addr.len) <= span.end { Found::At(start) } else { Found::Absent })
+}
+
+/// Whether the segment holds the entry of a body and, unless only pieces are left of that, all of the body. What is
+/// left of an entry is what was live, so there is no need to look, and a start need not read every list of pieces.
+pub(crate) fn is_stored(segment: &Segment, addr: BodyAddr) -> bool {
+    let Some(span) = segment.span(addr.index) else { return false };
+    let end = u64::from(addr.offset) + u64::from(addr.len);
+    span.in_pieces || span.start + HEAD_LEN as u64 + end <= span.end
+}
+
+/// Appends a body when all that must be read for it is in memory.
+fn copy_resident(segment: &Segment, addr: BodyAddr, out: &mut BytesMut) -> Found {
+    let mut piece = BytesMut::new();
+    let mut read = |at: u64, to: &mut [u8]| {
+        let resident = segment.map.resident(at, to.len());
+        if resident {
+            piece.clear();
+            segment.map.copy(at, to.len(), &mut piece);
+            to.copy_from_slice(&piece);
+        }
+        Ok(resident)
+    };
+    // What is wrong is told by the reading that may block.
+    let found = place(segment, addr, &mut read).unwrap_or(Found::Cold);
+    let Found::At(start) = found else { return found };
+    if !segment.map.resident(start, addr.len as usize) {
+        return Found::Cold;
+    }
+    segment.map.copy(start, addr.len as usize, out);
+    found
 }
 
 /// Bytes and files of the log, for statistics and for admission.
@@ -147,8 +199,18 @@ pub struct DiskUsage {
     pub dead_bytes: u64,
     /// Number of segments, the active one included.
     pub segments: u64,
+    /// Body segments among them: what compaction left, and what came with a snapshot.
+    pub body_segments: u64,
     /// Bytes of segment files that are deleted but still mapped by a reader.
     pub pinned_deleted: u64,
+    /// Bytes of records written to the log since the start.
+    pub logged_bytes: u64,
+    /// Bytes of segments that compaction wrote since the start.
+    pub rewritten_bytes: u64,
+    /// Bytes of files that compaction gave back since the start, less what it wrote.
+    pub compacted_bytes: u64,
+    /// Segments that are not compacted because a record in them did not check out.
+    pub damaged_segments: u64,
     /// The next segment could not be made: what is left of the active one is all the room there is. Puts
     /// should be refused, so that deletes can still be logged; it is tried again every second.
     pub no_space: bool,

@@ -1,13 +1,16 @@
-//! Body segments: files of entries that came with a snapshot of another node, for the bodies in them.
+//! Body segments: files of entries, whole or in pieces, for the bodies in them: what compaction left of segments of the
+//! log, or what came with a snapshot of another node.
 //!
 //! ```text
 //! 42.body.tmp   being written: state record, entries in rising order, footer with their indexes, trailer
 //! 42.body       complete and durable; belongs to the snapshot whose position its state record repeats
 //! ```
 //!
-//! They get their names before that snapshot gets its own, so a start that finds one of a later snapshot than
-//! the newest finds the remains of an installation that a crash cut short, and removes them. Being complete
-//! before they have their names, they are never torn: any damage is refused.
+//! Those that came from elsewhere get their names before that snapshot gets its own, so a start that finds one of a
+//! later snapshot than the newest finds the remains of an installation that a crash cut short, and removes them.
+//! Compaction writes those of a snapshot that is durable, and removes what it replaced only when they have their
+//! names; until then the same bodies are there twice. Being complete before they have their names, they are never
+//! torn: any damage is refused.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +21,8 @@ use rand::Rng;
 use crate::disk::{Access, Disk};
 use crate::error::{Corruption, StartError};
 use crate::format::{
-    self, ALIGN, BadHeader, Footer, HEAD_LEN, HEADER_LEN, Head, Kind, LogState, OpenRecord, Position,
-    SegmentHeader, StateRecord, VERSION,
+    self, ALIGN, BadHeader, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, OpenRecord,
+    Position, SegmentHeader, StateRecord, VERSION,
 };
 use crate::output::Output;
 use crate::scan::{self, Ending};
@@ -126,13 +129,15 @@ impl Writer {
         self.out.at + self.gathered.len() as u64
     }
 
-    /// Begins an entry whose payload of `len` bytes follows; its index is above those before.
-    pub(crate) fn begin_entry(&mut self, position: Position, len: usize) -> io::Result<()> {
+    /// Begins an entry, or what is left of one, whose payload of `len` bytes follows; its index is above those
+    /// before.
+    pub(crate) fn begin_entry(&mut self, kind: Kind, position: Position, len: usize) -> io::Result<()> {
         let start = u32::try_from(self.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        assert!(kind.holds_bodies(), "an entry");
         assert!(self.indexes.last().is_none_or(|last| *last < position.index), "indexes rise");
-        self.offsets.push(start);
+        self.offsets.push(start | if kind == Kind::Pieces { IN_PIECES } else { 0 });
         self.indexes.push(position.index);
-        self.begin(Kind::Normal, position, len);
+        self.begin(kind, position, len);
         self.push(&[])
     }
 

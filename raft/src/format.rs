@@ -19,8 +19,9 @@
 //! was known to be synced when the record was written: damage below a later record's `durable` cannot be the
 //! trace of a crash.
 //!
-//! A segment whose header says `bodies` 1 is no part of the ordered stream: it holds entries that came with a
-//! snapshot of another node, in rising order and with gaps, and its footer lists their indexes too.
+//! A segment whose header says `bodies` 1 is no part of the ordered stream: it holds what is left of entries that
+//! were purged here, or that came with a snapshot of another node, in rising order and with gaps, and its footer
+//! lists their indexes too. The lowest bit of an offset in that footer says that the record is of kind `pieces`.
 
 use std::fmt;
 
@@ -36,6 +37,8 @@ pub(crate) const TRAILER_LEN: usize = 32;
 pub(crate) const ALIGN: usize = 8;
 /// The longest payload of a record.
 pub(crate) const MAX_PAYLOAD: usize = crate::Payload::MAX_LEN;
+/// Set in the offset of an entry of a body segment of which only pieces are left; offsets are aligned.
+pub(crate) const IN_PIECES: u32 = 1;
 /// Length of an encoded [`LogState`].
 pub(crate) const STATE_LEN: usize = 72;
 /// Length of a footer without its offsets.
@@ -92,6 +95,8 @@ pub(crate) enum Kind {
     Committed,
     /// The end of a sealed segment.
     Footer,
+    /// Parts of an entry, in a body segment: see [`crate::pieces`].
+    Pieces,
 }
 
 impl Kind {
@@ -106,6 +111,7 @@ impl Kind {
             Self::Purge => 7,
             Self::Committed => 8,
             Self::Footer => 9,
+            Self::Pieces => 10,
         }
     }
 
@@ -120,7 +126,8 @@ impl Kind {
             7 => Some(Self::Purge),
             8 => Some(Self::Committed),
             9 => Some(Self::Footer),
-            0 | 10..=u8::MAX => None,
+            10 => Some(Self::Pieces),
+            0 | 11..=u8::MAX => None,
         }
     }
 
@@ -128,8 +135,19 @@ impl Kind {
     pub(crate) fn is_entry(self) -> bool {
         match self {
             Self::Normal | Self::Blank | Self::Membership => true,
-            Self::State | Self::Vote | Self::Truncate | Self::Purge | Self::Committed | Self::Footer => false,
+            Self::State
+            | Self::Vote
+            | Self::Truncate
+            | Self::Purge
+            | Self::Committed
+            | Self::Footer
+            | Self::Pieces => false,
         }
+    }
+
+    /// Whether it may stand in a body segment, behind its state record.
+    pub(crate) fn holds_bodies(self) -> bool {
+        self.is_entry() || self == Self::Pieces
     }
 }
 
@@ -146,6 +164,7 @@ impl Kind {
             Self::Purge => "purge",
             Self::Committed => "committed",
             Self::Footer => "footer",
+            Self::Pieces => "pieces",
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! enough log ──> image of the state ──> flush of the log ──> file, durable ──> openraft learns of it
-//!            ──> purge record, durable ──> dead segments are unlinked
+//!            ──> purge record, durable ──> dead segments are unlinked ──> sparse ones are rewritten
+//! enough dead in segments that are sparse ──> the same, at most every ten seconds
 //! ```
 //!
 //! A segment is dead when all its entries are purged and neither the state nor the newest durable snapshot
@@ -12,19 +13,28 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use openraft::Raft;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
+use crate::compact::Round;
 use crate::error::{Fatal, SnapshotError};
+use crate::format::Position;
 use crate::log::Log;
 use crate::machine::{Builder, Machine};
 use crate::prepare::Preparer;
 use crate::segment::Segment;
+use crate::snapshot::SnapshotFile;
 use crate::types::TypeConfig;
 
 /// Somebody who asked for a snapshot.
 pub(crate) type Request = oneshot::Sender<Result<u64, SnapshotError>>;
+
+/// A round that is taken for compaction alone begins no sooner than this after the round before.
+const COMPACT_EVERY: Duration = Duration::from_secs(10);
 
 /// Looks after the disk of one node.
 pub(crate) struct Keeper {
@@ -44,7 +54,12 @@ impl Keeper {
             return;
         }
         let mut purged = self.log.watch_purged();
+        // A restart may find something to compact; nothing is dead by then that was released in this life.
+        self.log.compaction_due.notify_one();
+        let mut sparse = false;
+        let mut earliest = Instant::now() + COMPACT_EVERY;
         loop {
+            let mut compact = false;
             let request = tokio::select! {
                 () = self.log.snapshot_due.notified() => None,
                 request = requests.recv() => match request {
@@ -55,11 +70,22 @@ impl Keeper {
                     Ok(()) if self.remove_dead().await.is_ok() => continue,
                     Ok(()) | Err(_) => return,
                 },
+                () = self.log.compaction_due.notified() => {
+                    sparse = self.look();
+                    continue;
+                },
+                () = tokio::time::sleep_until(earliest), if sparse => {
+                    compact = self.look();
+                    None
+                },
             };
-            if request.is_none() && !self.log.is_snapshot_due() {
+            sparse &= compact;
+            if request.is_none() && !compact && !self.log.is_snapshot_due() {
                 continue;
             }
             let result = self.round().await;
+            sparse = self.look();
+            earliest = Instant::now() + COMPACT_EVERY;
             if let Err(error) = &result {
                 tracing::warn!(%error, "no snapshot was taken");
             }
@@ -77,32 +103,69 @@ impl Keeper {
     async fn round(&self) -> Result<u64, SnapshotError> {
         // Counted from where the image is taken; a failure is tried again after as much more.
         self.log.set_snapshot_due(self.snapshot_log_bytes);
-        let index = self.snapshot().await?;
-        self.purge(index).await?;
+        let (at, round) = self.snapshot(self.plan()).await?;
+        self.purge(at.index).await?;
         self.remove_dead().await?;
-        Ok(index)
+        self.compact(round, at).await?;
+        Ok(at.index)
     }
 
-    async fn snapshot(&self) -> Result<u64, SnapshotError> {
-        let builder = self.raft.with_state_machine(|machine| {
-            let builder = machine.applied().is_some().then(|| machine.builder());
+    /// What would be compacted by a round that begins now.
+    fn plan(&self) -> Round {
+        let committed = self.log.state().committed.map_or(0, |committed| committed.index);
+        let purged = *self.log.watch_purged().borrow();
+        let upto = self.purge_point(committed).unwrap_or(0).max(purged);
+        Round::plan(&self.log, upto, self.preparer.segment_bytes())
+    }
+
+    /// Whether compaction would free more than it costs. If not, asks to be called again when more is dead.
+    fn look(&self) -> bool {
+        let (gain, step) = (self.plan().gain(), self.preparer.segment_bytes() / 4);
+        // The image has to be written for it.
+        let worth = gain >= step.max(self.log.image_bytes.load(Ordering::Relaxed));
+        if !worth {
+            self.log.set_compaction_due(step / 2);
+        }
+        worth
+    }
+
+    /// Takes a snapshot; answers where it stands, and the round with what is live noted in it.
+    async fn snapshot(&self, mut round: Round) -> Result<(Position, Round), SnapshotError> {
+        let anew = !round.is_empty();
+        let builder = self.raft.with_state_machine(move |machine| {
+            let builder = machine.applied().is_some().then(|| machine.builder(anew));
             Box::pin(async move { builder })
         });
         let builder = builder.await.map_err(|error| self.stopped(&error))?.ok_or(SnapshotError::Empty)?;
         // Bodies that the image references must be durable before it is.
         self.log.flushed().await.map_err(|error| self.stopped(&error))?;
-        let file = self.write(builder).await?;
+        let file;
+        (file, round) = self.write(builder, round).await?;
         let wanted = file.meta.last_log_id;
         self.raft.trigger().snapshot().await.map_err(|error| self.stopped(&error))?;
         let mut known = self.raft.watch_snapshot_progress();
         known.wait_until_ge(&wanted).await.map_err(|error| self.stopped(&error))?;
         tracing::info!(index = file.index(), file = %file.path.display(), "snapshot taken");
-        Ok(file.index())
+        let at = wanted.map_or(Position { term: 0, index: 0 }, Position::from);
+        Ok((at, round))
     }
 
-    async fn write(&self, mut builder: Builder) -> Result<crate::snapshot::SnapshotFile, SnapshotError> {
-        match self.log.blocking(move || builder.write()).await {
-            Ok(file) => Ok(file),
+    async fn write(
+        &self,
+        mut builder: Builder,
+        mut round: Round,
+    ) -> Result<(SnapshotFile, Round), SnapshotError> {
+        let written = self.log.blocking(move || {
+            let (written, file) = builder.write(&mut |addr| round.note(addr))?;
+            // Another one is as new or newer: what is live was not told.
+            Ok((file, if written { round } else { Round::default() }))
+        });
+        match written.await {
+            Ok(written) => {
+                let bytes = written.0.size().unwrap_or(0);
+                self.log.image_bytes.store(bytes, Ordering::Relaxed);
+                Ok(written)
+            }
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(SnapshotError::NoSpace(error.to_string()))
             }
@@ -164,6 +227,27 @@ impl Keeper {
         self.preparer.retry();
         tracing::info!(segments, "dead segments removed");
         Ok(())
+    }
+
+    /// Rewrites segments of which little is live.
+    async fn compact(&self, round: Round, snapshot: Position) -> Result<(), SnapshotError> {
+        if round.is_empty() {
+            return Ok(());
+        }
+        let (log, preparer) = (self.log.clone(), self.preparer.clone());
+        match self.log.blocking(move || round.run(&log, &preparer, snapshot)).await {
+            Ok(()) => {
+                self.preparer.retry();
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(SnapshotError::NoSpace(error.to_string()))
+            }
+            Err(error) => {
+                self.log.fail(&format!("compacting segments: {error}"), Vec::new());
+                Err(self.stopped(&error))
+            }
+        }
     }
 
     /// The error of a node that cannot go on; `why` is used when no better reason is known.

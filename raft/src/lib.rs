@@ -4,7 +4,7 @@
 //! Node ── propose ──> openraft ── Store ──> Log ── queue ──> flush thread ──> segments
 //!   │                    └── Machine ──> StateMachine (the caller's)   ^           │
 //!   └── Bodies ── read ──> ring of recent entries, or segment map ─────┴───────────┘
-//! keeper: snapshot by bytes of log ──> purge ──> dead segments unlinked
+//! keeper: snapshot by bytes of log ──> purge ──> dead segments unlinked, sparse ones rewritten
 //! ```
 //!
 //! The log is the database: a payload lies once, in its segment; the state machine keeps addresses of bodies
@@ -24,6 +24,7 @@ mod body_segment;
 mod campaign;
 mod changes;
 mod cluster;
+mod compact;
 mod completion;
 mod disk;
 mod error;
@@ -52,6 +53,7 @@ mod output;
 mod payload;
 mod peer;
 mod peers;
+mod pieces;
 mod prepare;
 mod progress;
 mod proposal;

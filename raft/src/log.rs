@@ -22,7 +22,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::bodies::place;
+use crate::bodies::is_stored;
 use crate::completion::{Completions, Done};
 use crate::disk::{Disk, DiskLock};
 use crate::error::Fatal;
@@ -69,8 +69,35 @@ pub(crate) struct Log {
     pub(crate) replacing: Mutex<()>,
     /// The log after these indexes is not to be purged: snapshots of them are on their way to other nodes.
     pub(crate) holds: Mutex<Vec<u64>>,
+    /// Held while segments are rewritten: a node that stops waits for the step that is being done.
+    pub(crate) tidying: Mutex<()>,
+    /// What compaction has done since the start.
+    pub(crate) compaction: Compaction,
+    /// Bytes of bodies that were released since the start.
+    freed_bytes: AtomicU64,
+    /// How many of them call for a look whether there is something to compact; absolute, against `freed_bytes`.
+    compaction_due_at: AtomicU64,
+    pub(crate) compaction_due: Notify,
+    /// How long the newest image of the state is, in bytes, as far as this life has written one.
+    pub(crate) image_bytes: AtomicU64,
     /// Held while the directory is in use.
     lock: Mutex<Option<DiskLock>>,
+}
+
+/// What compaction has done since the start.
+#[derive(Default)]
+pub(crate) struct Compaction {
+    /// Bytes of segments that it wrote.
+    pub(crate) written: AtomicU64,
+    /// Bytes of files that it gave back, less those.
+    pub(crate) gained: AtomicU64,
+}
+
+impl Compaction {
+    pub(crate) fn count(&self, written: u64, gained: u64) {
+        self.written.fetch_add(written, Ordering::Relaxed);
+        self.gained.fetch_add(gained, Ordering::Relaxed);
+    }
 }
 
 struct Inner {
@@ -165,6 +192,12 @@ impl Log {
             snapshot_due: Notify::new(),
             replacing: Mutex::new(()),
             holds: Mutex::new(Vec::new()),
+            tidying: Mutex::new(()),
+            compaction: Compaction::default(),
+            freed_bytes: AtomicU64::new(0),
+            compaction_due_at: AtomicU64::new(u64::MAX),
+            compaction_due: Notify::new(),
+            image_bytes: AtomicU64::new(0),
             lock: Mutex::new(lock),
         }
     }
@@ -357,6 +390,12 @@ impl Log {
         self.work_inline.notify_one();
     }
 
+    /// Whether it was asked to end, or has failed.
+    pub(crate) fn is_stopping(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.stop || inner.failed.is_some()
+    }
+
     /// Gives the directory free.
     pub(crate) fn unlock(&self) {
         self.lock.lock().take();
@@ -447,6 +486,12 @@ impl Log {
     /// Counts a body as no longer referenced.
     pub(crate) fn release(&self, index: u64, bytes: u64) {
         let at = self.applying.load(Ordering::Relaxed);
+        let freed = self.freed_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if freed >= self.compaction_due_at.load(Ordering::Relaxed) {
+            // Once, until somebody has looked.
+            self.compaction_due_at.store(u64::MAX, Ordering::Relaxed);
+            self.compaction_due.notify_one();
+        }
         if self.table.with_body(index, |segment| segment.release(bytes, at)).is_some() {
             return;
         }
@@ -465,7 +510,7 @@ impl Log {
     /// Counts a body that must be in a segment by now; answers whether it is.
     pub(crate) fn retain_stored(&self, addr: BodyAddr) -> bool {
         let counted = self.table.with_body(addr.index, |segment| {
-            let stored = place(segment, addr).is_some();
+            let stored = is_stored(segment, addr);
             if stored {
                 segment.retain(u64::from(addr.len), 1);
             }
@@ -519,6 +564,17 @@ impl Log {
         if after == 0 {
             self.snapshot_due.notify_one();
         }
+    }
+
+    /// Asks for a look whether there is something to compact, after this many more bytes of bodies are dead.
+    pub(crate) fn set_compaction_due(&self, after: u64) {
+        let at = self.freed_bytes.load(Ordering::Relaxed).saturating_add(after);
+        self.compaction_due_at.store(at, Ordering::Relaxed);
+    }
+
+    /// Bytes of records written since the start.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_snapshot_due(&self) -> bool {

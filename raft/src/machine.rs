@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::disk::Disk;
 use crate::error::Fatal;
 use crate::log::Log;
+use crate::payload::BodyAddr;
 use crate::prepare::Preparer;
 use crate::snapshot::{self, SnapshotFile};
 use crate::state::{SnapshotImage, StateMachine};
@@ -163,11 +164,12 @@ impl Machine {
         }
     }
 
-    /// A builder of a snapshot of what is applied now. It writes nothing when the current one is as new.
-    pub(crate) fn builder(&mut self) -> Builder {
+    /// A builder of a snapshot of what is applied now. It writes nothing when the current one is as new, unless it is
+    /// to be written `anew`.
+    pub(crate) fn builder(&mut self, anew: bool) -> Builder {
         let meta = SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
         let current = self.shared.current.lock().as_ref().is_some_and(|file| file.meta == meta);
-        let image = (!current).then(|| Mutex::new(self.state().snapshot()));
+        let image = (anew || !current).then(|| Mutex::new(self.state().snapshot()));
         Builder { meta, image, shared: self.shared.clone() }
     }
 }
@@ -182,19 +184,23 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Writes the snapshot and makes it the current one, unless a newer one was installed since the image was
-    /// begun: the state that it shows is gone then. Blocks.
-    pub(crate) fn write(&mut self) -> io::Result<SnapshotFile> {
+    /// begun: the state that it shows is gone then. Every body that the image references is passed to `live`. Answers
+    /// whether it was written, and what is current now. Blocks.
+    pub(crate) fn write(&mut self, live: &mut dyn FnMut(BodyAddr)) -> io::Result<(bool, SnapshotFile)> {
         let log = self.shared.log.clone();
         let _replacing = log.replacing.lock();
         let index = self.meta.last_log_id.map_or(0, |id| id.index());
         let overtaken = self.shared.current().is_some_and(|file| file.index() > index);
-        if let Some(image) = self.image.take().filter(|_| !overtaken) {
+        let image = self.image.take().filter(|_| !overtaken);
+        let written = image.is_some();
+        if let Some(image) = image {
             let mut image = image.into_inner();
-            let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out));
+            let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out, live));
             let file = snapshot::write(&self.shared.disk, &self.shared.dir, &self.meta, next)?;
             self.shared.replace(file)?;
         }
-        self.shared.current().ok_or_else(|| io::Error::other("there is no snapshot"))
+        let current = self.shared.current().ok_or_else(|| io::Error::other("there is no snapshot"))?;
+        Ok((written, current))
     }
 }
 
@@ -204,7 +210,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         let mut builder =
             Self { meta: self.meta.clone(), image: self.image.take(), shared: self.shared.clone() };
-        let file = self.shared.log.blocking(move || builder.write()).await?;
+        let (_, file) = self.shared.log.blocking(move || builder.write(&mut |_| {})).await?;
         Ok(RaftSnapshot { meta: file.meta.clone(), snapshot: file })
     }
 }
@@ -238,12 +244,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let current = self.shared.current.lock().as_ref().map(|file| file.meta.clone());
         match current.filter(|_| !force) {
             Some(meta) => Some(Builder { meta, image: None, shared: self.shared.clone() }),
-            None => Some(self.builder()),
+            None => Some(self.builder(false)),
         }
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        self.builder()
+        self.builder(false)
     }
 
     /// An error ends the consensus core and with it the node, whatever the reason.

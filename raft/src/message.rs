@@ -127,7 +127,13 @@ fn kind_code(kind: Kind) -> u8 {
         Kind::Normal => NORMAL,
         Kind::Blank => BLANK,
         Kind::Membership => MEMBERSHIP,
-        Kind::State | Kind::Vote | Kind::Truncate | Kind::Purge | Kind::Committed | Kind::Footer => {
+        Kind::State
+        | Kind::Vote
+        | Kind::Truncate
+        | Kind::Purge
+        | Kind::Committed
+        | Kind::Footer
+        | Kind::Pieces => {
             unreachable!("entries are of the entry kinds")
         }
     }

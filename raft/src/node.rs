@@ -433,12 +433,20 @@ impl Node {
                 flusher.join();
             }
             preparer.stop();
+            // What was begun in the directory ends before somebody else may open it.
+            drop(log.tidying.lock());
             log.unlock();
             Ok(())
         });
         // It cannot fail.
         closed.await.ok();
         inner.tasks[2].abort();
+    }
+
+    /// The log, for tests that look inside.
+    #[cfg(test)]
+    pub(crate) fn log(&self) -> Arc<Log> {
+        self.inner.log.clone()
     }
 
     fn stop_reason(&self, otherwise: impl std::fmt::Display) -> Fatal {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use crate::disk::DiskFile;
 use crate::flush::UNSYNCED_MAX;
 use crate::format::{
-    self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, Kind, LogState, Position, RecordCrc, SegmentHeader,
-    StateRecord, TRAILER_LEN,
+    self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, Position, RecordCrc,
+    SegmentHeader, StateRecord, TRAILER_LEN,
 };
 
 /// How much is read at once.
@@ -228,7 +228,7 @@ impl Fold {
                 }
             }
             Kind::Committed => state.committed = Some(position),
-            Kind::Footer => return Err("a footer within the records".into()),
+            Kind::Footer | Kind::Pieces => return Err(format!("a {} record within the log", head.kind)),
         }
         Ok(())
     }
@@ -262,13 +262,14 @@ impl Fold {
     /// An entry of a body segment, which says nothing about the log.
     fn body(&mut self, head: &Head, offset: u64) -> Result<(), String> {
         let summary = &mut self.summary;
-        if !head.kind.is_entry() || summary.indexes.last().is_some_and(|last| *last >= head.index) {
+        if !head.kind.holds_bodies() || summary.indexes.last().is_some_and(|last| *last >= head.index) {
             return Err(format!("a {} record of index {} among bodies", head.kind, head.index));
         }
         if summary.indexes.is_empty() {
             summary.first = head.index;
         }
-        summary.offsets.push(u32::try_from(offset).map_err(|_| "a segment beyond 4 GiB".to_owned())?);
+        let offset = u32::try_from(offset).map_err(|_| "a segment beyond 4 GiB".to_owned())?;
+        summary.offsets.push(offset | if head.kind == Kind::Pieces { IN_PIECES } else { 0 });
         summary.indexes.push(head.index);
         Ok(())
     }
@@ -363,7 +364,7 @@ impl Window {
                 return Ok(Found::Damaged("a record that is longer than the file"));
             }
             crc.update(piece);
-            if !head.kind.is_entry() {
+            if !head.kind.holds_bodies() {
                 payload.extend_from_slice(piece);
             }
             left -= piece.len();

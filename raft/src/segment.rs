@@ -10,19 +10,20 @@
 //! The ranges of indexes of the log's segments rise and do not overlap: a truncation takes the void entries out
 //! of the tables of earlier segments, so a later record of an index wins.
 //!
-//! Body segments came with a snapshot of another node: entries with gaps, of which only the bodies matter. What
-//! they hold was committed, while the log of that time may hold other entries under the same indexes that were
-//! not, until it is purged. So for a body they come first; for an entry of the log they are not asked.
+//! Body segments hold what compaction left, or came with a snapshot of another node: entries with gaps, whole or in
+//! pieces, of which only the bodies matter. What they hold was committed, while the log of that time may hold other
+//! entries under the same indexes that were not, until it is purged. So for a body they come first, the newest of
+//! them before the others; for an entry of the log they are not asked.
 
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::RwLock;
 
 use crate::disk::{DiskFile, DiskMap};
-use crate::format::{self, SegmentHeader};
+use crate::format::{self, IN_PIECES, SegmentHeader};
 
 /// One segment file.
 pub(crate) struct Segment {
@@ -43,6 +44,19 @@ pub(crate) struct Segment {
     live: AtomicU64,
     /// The index of the entry whose apply took the last reference away; 0 when there never was one.
     died_at: AtomicU64,
+    /// A record in it that is needed did not check out: it is not compacted any more.
+    damaged: AtomicBool,
+}
+
+/// Where an entry, or what is left of it, lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Where its record starts.
+    pub(crate) start: u64,
+    /// A bound for where it ends: the next entry, or the end.
+    pub(crate) end: u64,
+    /// Only pieces of it are there: see [`crate::pieces`].
+    pub(crate) in_pieces: bool,
 }
 
 /// Where the entries of a segment start.
@@ -68,6 +82,11 @@ impl Entries {
     /// The index of the entry at a place.
     fn index(&self, place: usize) -> u64 {
         self.indexes.get(place).copied().unwrap_or(self.first + place as u64)
+    }
+
+    /// Where the record at a place starts.
+    fn start(&self, place: usize) -> Option<u64> {
+        self.offsets.get(place).map(|offset| u64::from(offset & !IN_PIECES))
     }
 
     /// The places of the entries with an index in `range`.
@@ -106,6 +125,7 @@ impl Segment {
             live_bytes: AtomicU64::new(0),
             live: AtomicU64::new(0),
             died_at: AtomicU64::new(0),
+            damaged: AtomicBool::new(false),
         })
     }
 
@@ -175,14 +195,14 @@ impl Segment {
     /// Where the record of `index` starts.
     pub(crate) fn offset(&self, index: u64) -> Option<u64> {
         let entries = self.entries.read();
-        entries.place(index).map(|at| u64::from(entries.offsets[at]))
+        entries.place(index).and_then(|at| entries.start(at))
     }
 
     /// Index and place of the first `limit` of its entries in `range`, in order.
     pub(crate) fn places(&self, range: &RangeInclusive<u64>, limit: usize) -> Vec<(u64, u32)> {
         let entries = self.entries.read();
         let places = entries.places(range).take(limit);
-        places.map(|at| (entries.index(at), entries.offsets[at])).collect()
+        places.map(|at| (entries.index(at), entries.offsets[at] & !IN_PIECES)).collect()
     }
 
     /// How many bytes the records from the first to the last entry in `range` take.
@@ -192,16 +212,17 @@ impl Segment {
         if places.is_empty() {
             return 0;
         }
-        let end = entries.offsets.get(places.end).map_or_else(|| self.end(), |next| u64::from(*next));
-        end - u64::from(entries.offsets[places.start])
+        let end = entries.start(places.end).unwrap_or_else(|| self.end());
+        end - entries.start(places.start).unwrap_or(end)
     }
 
-    /// Where the record of `index` starts, and a bound for where it ends: the next entry, or the end.
-    pub(crate) fn span(&self, index: u64) -> Option<(u64, u64)> {
+    /// Where the record of `index` lies.
+    pub(crate) fn span(&self, index: u64) -> Option<Span> {
         let entries = self.entries.read();
         let at = entries.place(index)?;
-        let start = u64::from(entries.offsets[at]);
-        Some((start, entries.offsets.get(at + 1).map_or_else(|| self.end(), |next| u64::from(*next))))
+        let in_pieces = entries.offsets[at] & IN_PIECES != 0;
+        let end = entries.start(at + 1).unwrap_or_else(|| self.end());
+        Some(Span { start: entries.start(at)?, end, in_pieces })
     }
 
     /// Where the entries of `range` start, the first of which it holds: as many as a read of about `limit`
@@ -266,9 +287,44 @@ impl Segment {
         self.live_bytes.load(Ordering::Relaxed)
     }
 
+    /// How many bodies in it the state references.
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Takes over the references of the segments that it replaces. Nobody else counts meanwhile.
+    fn take_over(&self, replaced: &[Arc<Self>]) {
+        for segment in replaced {
+            self.retain(segment.live_bytes(), segment.live());
+            self.died_at.fetch_max(segment.died_at.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that it cannot be compacted.
+    pub(crate) fn set_damaged(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
     /// Whether neither the state nor a snapshot taken at `snapshot` references a body in it.
     pub(crate) fn dead_at(&self, snapshot: u64) -> bool {
         self.live.load(Ordering::Relaxed) == 0 && self.died_at.load(Ordering::Relaxed) <= snapshot
+    }
+}
+
+/// A body segment, and the indexes it holds, first and last.
+struct Bodies {
+    segment: Arc<Segment>,
+    range: RangeInclusive<u64>,
+}
+
+impl Bodies {
+    fn new(segment: Arc<Segment>) -> Self {
+        let (first, last) = segment.range().unwrap_or((1, 0));
+        Self { segment, range: first..=last }
     }
 }
 
@@ -277,7 +333,7 @@ impl Segment {
 pub(crate) struct SegmentTable {
     segments: RwLock<Vec<Arc<Segment>>>,
     /// Body segments, in the order of their ids.
-    bodies: RwLock<Vec<Arc<Segment>>>,
+    bodies: RwLock<Vec<Bodies>>,
     /// The highest index in a body segment: most readers ask for newer entries and need not look there.
     bodies_last: AtomicU64,
     /// Unlinked ones that a reader may still have mapped.
@@ -302,11 +358,36 @@ impl SegmentTable {
 
     /// Adds body segments.
     pub(crate) fn adopt(&self, segments: &[Arc<Segment>]) {
-        let mut bodies = self.bodies.write();
-        bodies.extend(segments.iter().cloned());
-        bodies.sort_by_key(|segment| segment.header.id);
-        let last = bodies.iter().filter_map(|segment| segment.range()).map(|(_, last)| last).max();
+        self.insert(&mut self.bodies.write(), segments);
+    }
+
+    fn insert(&self, bodies: &mut Vec<Bodies>, segments: &[Arc<Segment>]) {
+        bodies.extend(segments.iter().cloned().map(Bodies::new));
+        bodies.sort_by_key(|bodies| bodies.segment.header.id);
+        let last = bodies.iter().map(|bodies| *bodies.range.end()).max();
         self.bodies_last.store(last.unwrap_or(0), Ordering::Release);
+    }
+
+    /// Puts a compacted segment in the place of those that it replaces, in one step for everybody who looks for a
+    /// body: the references that are counted for them are counted for it from then on.
+    pub(crate) fn replace(&self, ids: &[u64], with: Option<&Arc<Segment>>) -> Vec<Arc<Segment>> {
+        let (mut bodies, mut segments) = (self.bodies.write(), self.segments.write());
+        let mut gone: Vec<_> = segments.extract_if(.., |segment| ids.contains(&segment.header.id)).collect();
+        let of_bodies = bodies.extract_if(.., |bodies| ids.contains(&bodies.segment.header.id));
+        gone.extend(of_bodies.map(|bodies| bodies.segment));
+        if let Some(with) = with {
+            with.take_over(&gone);
+            self.insert(&mut bodies, std::slice::from_ref(with));
+        }
+        drop((bodies, segments));
+        self.note_deleted(&gone);
+        gone
+    }
+
+    fn note_deleted(&self, gone: &[Arc<Segment>]) {
+        let mut deleted = self.deleted.write();
+        deleted.retain(|segment| segment.strong_count() > 0);
+        deleted.extend(gone.iter().map(Arc::downgrade));
     }
 
     /// The log's segment that holds the entry, and where its record starts.
@@ -314,21 +395,26 @@ impl SegmentTable {
         self.in_log(index, |segment, offset| (segment.clone(), offset))
     }
 
-    /// Calls `f` with the segment that holds the bodies of an entry.
+    /// Calls `f` with the segment that holds the bodies of an entry. Segments are not replaced meanwhile.
     pub(crate) fn with_body<R>(&self, index: u64, f: impl FnOnce(&Arc<Segment>) -> R) -> Option<R> {
-        match self.imported(index) {
-            Some(segment) => Some(f(&segment)),
+        let bodies = self.bodies.read();
+        match self.among(&bodies, index) {
+            Some(segment) => Some(f(segment)),
             None => self.in_log(index, |segment, _| f(segment)),
         }
     }
 
-    /// The body segment that holds the entry.
-    pub(crate) fn imported(&self, index: u64) -> Option<Arc<Segment>> {
+    /// Whether a body segment holds the entry.
+    pub(crate) fn in_bodies(&self, index: u64) -> bool {
+        index <= self.bodies_last.load(Ordering::Acquire) && self.among(&self.bodies.read(), index).is_some()
+    }
+
+    fn among<'a>(&self, bodies: &'a [Bodies], index: u64) -> Option<&'a Arc<Segment>> {
         if index > self.bodies_last.load(Ordering::Acquire) {
             return None;
         }
-        let bodies = self.bodies.read();
-        bodies.iter().rev().find(|segment| segment.offset(index).is_some()).cloned()
+        let mut near = bodies.iter().rev().filter(|bodies| bodies.range.contains(&index));
+        near.find(|bodies| bodies.segment.offset(index).is_some()).map(|bodies| &bodies.segment)
     }
 
     /// Calls `f` with the log's segment that holds the entry and where its record starts.
@@ -347,23 +433,12 @@ impl SegmentTable {
 
     /// A copy of the list of body segments.
     pub(crate) fn bodies(&self) -> Vec<Arc<Segment>> {
-        self.bodies.read().clone()
+        self.bodies.read().iter().map(|bodies| bodies.segment.clone()).collect()
     }
 
     /// Takes segments out of the lists; readers that still have them keep the files' space.
     pub(crate) fn remove(&self, ids: &[u64]) -> Vec<Arc<Segment>> {
-        let mut gone = Vec::new();
-        for list in [&self.segments, &self.bodies] {
-            let mut list = list.write();
-            let (out, kept): (Vec<_>, Vec<_>) =
-                list.drain(..).partition(|segment| ids.contains(&segment.header.id));
-            *list = kept;
-            gone.extend(out);
-        }
-        let mut deleted = self.deleted.write();
-        deleted.retain(|segment| segment.strong_count() > 0);
-        deleted.extend(gone.iter().map(Arc::downgrade));
-        gone
+        self.replace(ids, None)
     }
 
     /// Bytes of files that are unlinked and still mapped.

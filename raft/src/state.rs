@@ -52,7 +52,8 @@ pub trait StateMachine: Send + 'static {
 
 /// A state image being written out in slices.
 pub trait SnapshotImage: Send {
-    /// Appends the next slice, about 64 to 256 KiB, to `out`; answers `false` when that was the last. Called
-    /// off the core thread, between applies or next to them: implementations take their own short locks.
-    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool;
+    /// Appends the next slice, about 64 to 256 KiB, to `out`, and passes every body that it references to `live`, in
+    /// any order; answers `false` when that was the last. Called off the core thread, between applies or next to
+    /// them: implementations take their own short locks.
+    fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool;
 }

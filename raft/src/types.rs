@@ -103,7 +103,13 @@ pub(crate) fn record_entry(kind: Kind, position: Position, payload: Bytes) -> Op
         Kind::Normal => EntryPayload::Normal(Payload::from(payload)),
         Kind::Blank => EntryPayload::Blank,
         Kind::Membership => EntryPayload::Membership(decode_membership(&payload)?),
-        Kind::State | Kind::Vote | Kind::Truncate | Kind::Purge | Kind::Committed | Kind::Footer => {
+        Kind::State
+        | Kind::Vote
+        | Kind::Truncate
+        | Kind::Purge
+        | Kind::Committed
+        | Kind::Footer
+        | Kind::Pieces => {
             return None;
         }
     };

@@ -290,9 +290,9 @@ struct Image {
 }
 
 impl SnapshotImage for Image {
-    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
+    fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool {
         let Some(cursor) = &mut self.cursor else { return false };
-        let more = self.shared.gateway.lock().engine_mut().snapshot_slice(cursor, out);
+        let more = self.shared.gateway.lock().engine_mut().snapshot_slice(cursor, out, live);
         if !more {
             self.finish();
         }

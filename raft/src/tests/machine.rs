@@ -1,6 +1,7 @@
 //! A state machine for tests: keeps one body per entry until told to drop it, and checks the order of calls.
 //!
-//! A payload is `[command u8][target index u64][body]`: 0 puts the body, 1 drops the body of entry `target`.
+//! A payload is `[command u8][target u64][body]`: 0 puts the body, 1 drops the body `target`, 2 puts `target` bodies, each
+//! with its length u32 before it. The name of a body is its entry's index; the n-th of several has [`nth`] of it.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,7 +14,7 @@ use crate::{Bodies, BodyAddr, Payload, SnapshotImage, StateMachine};
 /// What the machine has seen; shared with the test.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// Live bodies and their bytes' checksum.
+    /// Live bodies by name, and their bytes' checksum.
     pub(crate) live: BTreeMap<u64, (BodyAddr, u32)>,
     pub(crate) applied: u64,
     /// How many entries were applied since the start.
@@ -35,6 +36,22 @@ pub(crate) fn put(body: &[u8]) -> Payload {
     let mut bytes = vec![0; BODY as usize];
     bytes.extend_from_slice(body);
     bytes.into()
+}
+
+/// Several bodies in one entry.
+pub(crate) fn put_many(bodies: &[Vec<u8>]) -> Payload {
+    let mut bytes = vec![2];
+    bytes.extend_from_slice(&(bodies.len() as u64).to_le_bytes());
+    for body in bodies {
+        bytes.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+        bytes.extend_from_slice(body);
+    }
+    bytes.into()
+}
+
+/// The name of the n-th body, from 0, of an entry that has several.
+pub(crate) fn nth(index: u64, n: usize) -> u64 {
+    index << 20 | (n as u64 + 1)
 }
 
 pub(crate) fn drop_body(index: u64) -> Payload {
@@ -65,14 +82,29 @@ impl StateMachine for TestMachine {
             return;
         }
         let bodies = self.bodies.as_ref().expect("attached first");
-        if bytes[0] == 0 {
-            let len = u32::try_from(bytes.len()).unwrap() - BODY;
-            let addr = BodyAddr { index, offset: BODY, len };
+        let target = u64::from_le_bytes(bytes[1..9].try_into().unwrap());
+        let mut keep = |name, offset: usize, len: usize| {
+            let range = offset..offset + len;
+            let (offset, len) = (u32::try_from(offset).unwrap(), u32::try_from(len).unwrap());
+            let addr = BodyAddr { index, offset, len };
             bodies.retain(addr);
-            seen.live.insert(index, (addr, crc32fast::hash(&bytes[BODY as usize..])));
-        } else if let Some((addr, _)) = seen.live.remove(&u64::from_le_bytes(bytes[1..9].try_into().unwrap()))
-        {
-            bodies.release(addr);
+            seen.live.insert(name, (addr, crc32fast::hash(&bytes[range])));
+        };
+        match bytes[0] {
+            0 => keep(index, BODY as usize, bytes.len() - BODY as usize),
+            2 => {
+                let mut at = BODY as usize;
+                for n in 0..usize::try_from(target).unwrap() {
+                    let len = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+                    keep(nth(index, n), at + 4, len);
+                    at += 4 + len;
+                }
+            }
+            _ => {
+                if let Some((addr, _)) = seen.live.remove(&target) {
+                    bodies.release(addr);
+                }
+            }
         }
     }
 
@@ -82,12 +114,16 @@ impl StateMachine for TestMachine {
 
     fn snapshot(&mut self) -> Box<dyn SnapshotImage> {
         let mut bytes = Vec::new();
-        for (addr, crc) in self.seen.lock().live.values() {
+        let mut live = Vec::new();
+        for (name, (addr, crc)) in &self.seen.lock().live {
+            live.push(*addr);
+            bytes.extend_from_slice(&name.to_le_bytes());
             bytes.extend_from_slice(&addr.index.to_le_bytes());
+            bytes.extend_from_slice(&addr.offset.to_le_bytes());
             bytes.extend_from_slice(&addr.len.to_le_bytes());
             bytes.extend_from_slice(&crc.to_le_bytes());
         }
-        Box::new(Image(bytes))
+        Box::new(Image { bytes, live })
     }
 
     fn restore(&mut self, index: u64, image: &mut dyn Read) -> std::io::Result<()> {
@@ -95,10 +131,11 @@ impl StateMachine for TestMachine {
         image.read_to_end(&mut bytes)?;
         let mut seen = self.seen.lock();
         seen.live.clear();
-        for record in bytes.chunks_exact(16) {
+        for record in bytes.chunks_exact(28) {
             let number = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().unwrap());
-            let index = u64::from_le_bytes(record[..8].try_into().unwrap());
-            seen.live.insert(index, (BodyAddr { index, offset: BODY, len: number(8) }, number(12)));
+            let long = |at: usize| u64::from_le_bytes(record[at..at + 8].try_into().unwrap());
+            let addr = BodyAddr { index: long(8), offset: number(16), len: number(20) };
+            seen.live.insert(long(0), (addr, number(24)));
         }
         seen.applied = index;
         seen.restored = Some(index);
@@ -119,14 +156,18 @@ impl StateMachine for TestMachine {
     }
 }
 
-struct Image(Vec<u8>);
+struct Image {
+    bytes: Vec<u8>,
+    live: Vec<BodyAddr>,
+}
 
 impl SnapshotImage for Image {
-    fn next_slice(&mut self, out: &mut Vec<u8>) -> bool {
-        let rest = self.0.split_off(self.0.len().min(1000));
-        out.append(&mut self.0);
-        self.0 = rest;
-        !self.0.is_empty()
+    fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool {
+        self.live.drain(..).for_each(live);
+        let rest = self.bytes.split_off(self.bytes.len().min(1000));
+        out.append(&mut self.bytes);
+        self.bytes = rest;
+        !self.bytes.is_empty()
     }
 }
 

@@ -3,11 +3,13 @@
 
 mod amnesia;
 mod cluster_rig;
+mod compaction;
 mod cuts;
 mod damage;
 mod disk_use;
 mod failover;
 mod failures;
+mod flips;
 mod forming;
 mod handover;
 mod links;
@@ -16,6 +18,7 @@ mod membership;
 mod power;
 mod restart;
 mod rig;
+mod steps;
 mod suite;
 mod tcp;
 mod transfer;

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::machine::{Seen, TestMachine};
 use super::rig::{options, within};
 use crate::bodies::Bodies;
+use crate::compact::Round;
 use crate::completion::Done;
 use crate::disk::FaultDisk;
 use crate::format::{Kind, Position};
@@ -94,13 +95,24 @@ impl Leader {
     pub(crate) async fn snapshot(&mut self, purge: u64) -> SnapshotFile {
         let log = self.shared.log.clone();
         log.flushed().await.unwrap();
-        let file = self.storage.machine.builder().write().unwrap();
+        let file = self.storage.machine.builder(false).write(&mut |_| {}).unwrap().1;
         let at = log.read(purge..purge + 1).unwrap()[0].log_id;
         log.queue([Op::Purge(at.into())]).unwrap();
         log.flushed().await.unwrap();
         let gone = keeper::take_dead(&log);
         keeper::unlink(&log, &gone).unwrap();
         file
+    }
+
+    /// Takes a snapshot, purges the log up to `purge`, and compacts what is sparse then.
+    pub(crate) async fn compact(&mut self, purge: u64) {
+        let log = self.shared.log.clone();
+        let mut round = Round::plan(&log, purge, 16 << 10);
+        log.flushed().await.unwrap();
+        let file = self.storage.machine.builder(true).write(&mut |addr| round.note(addr)).unwrap().1;
+        self.snapshot(purge).await;
+        let at = file.meta.last_log_id.unwrap().into();
+        round.run(&log, &self.storage.preparer, at).unwrap();
     }
 
     pub(crate) fn bodies(&self) -> Bodies {

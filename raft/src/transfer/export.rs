@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DATA_MAX, ENTRY_LEN, FrameKind, Progress, VERSION, close_frame, open_frame, refused};
+use super::{
+    DATA_MAX, ENTRY_LEN, FrameKind, IN_PIECES, Progress, VERSION, WHOLE, close_frame, open_frame, refused,
+};
 use crate::format::{HEAD_LEN, Head, Kind, RecordCrc};
 use crate::log::Log;
 use crate::machine::MachineShared;
@@ -70,6 +72,10 @@ impl Export {
     }
 }
 
+/// What a frame takes besides entries and image, at most.
+const FRAME_COST: u64 = 64;
+/// Frames of a transfer without data that fills any.
+const FRAMES_MIN: u64 = 4;
 /// How many places of entries are looked up at once.
 const PLACES_MAX: usize = 256;
 
@@ -141,7 +147,8 @@ impl Sender {
         let upto = snapshot.index();
         let wanted = above.saturating_add(1)..=upto;
         let rows = [log, bodies].map(|segments| Row::new(segments, &wanted, upto));
-        progress.set_total(rows.iter().map(Row::bytes).sum::<u64>() + image_size);
+        let data = rows.iter().map(Row::bytes).sum::<u64>() + image_size;
+        progress.set_total(data + (data / DATA_MAX as u64 + FRAMES_MIN) * FRAME_COST);
         let mut begin = Vec::new();
         begin.extend_from_slice(&VERSION.to_le_bytes());
         begin.extend_from_slice(&[0; 4]);
@@ -244,7 +251,8 @@ impl Sender {
         frame.extend_from_slice(&head.index.to_le_bytes());
         frame.extend_from_slice(&head.term.to_le_bytes());
         frame.extend_from_slice(&head.len.to_le_bytes());
-        frame.extend_from_slice(&[0; 4]);
+        let kind = if head.kind == Kind::Pieces { IN_PIECES } else { WHOLE };
+        frame.extend_from_slice(&kind.to_le_bytes());
         self.entries += 1;
         self.sending = Some(sending);
     }
@@ -260,7 +268,7 @@ impl Sender {
                 self.rows[0].skip();
             }
             // Other entries carry no body.
-            if sending.head.kind == Kind::Normal {
+            if matches!(sending.head.kind, Kind::Normal | Kind::Pieces) {
                 return Ok(Some(sending));
             }
         }
@@ -334,7 +342,7 @@ impl Row {
         let offset = u64::from(offset);
         let head_bytes = window.get(offset, HEAD_LEN)?.first_chunk::<HEAD_LEN>().copied();
         let head = head_bytes.and_then(|bytes| Some((Head::parse(&bytes)?, bytes)));
-        match head.filter(|(head, _)| head.kind.is_entry() && head.index == index) {
+        match head.filter(|(head, _)| head.kind.holds_bodies() && head.index == index) {
             Some((head, bytes)) => Ok(Sending {
                 row,
                 head,

@@ -8,10 +8,11 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use super::{
-    BEGIN_LEN, DATA_MAX, END_LEN, ENTRY_LEN, FrameKind, Progress, Staged, VERSION, parse_frame, refused,
+    BEGIN_LEN, DATA_MAX, END_LEN, ENTRY_LEN, FrameKind, IN_PIECES, Progress, Staged, VERSION, WHOLE,
+    parse_frame, refused,
 };
 use crate::body_segment;
-use crate::format::{MAX_PAYLOAD, Position, record_len, u32_at, u64_at};
+use crate::format::{Kind, MAX_PAYLOAD, Position, record_len, u32_at, u64_at};
 use crate::machine::MachineShared;
 use crate::prepare::is_media_error;
 use crate::snapshot::{self, SnapshotFile};
@@ -223,7 +224,12 @@ impl Receiving {
         if position.index <= self.last || position.index > index || position.term > term {
             return Err(refused(&format!("entry {position:?} after {} in {:?}", self.last, self.snapshot)));
         }
-        if len > MAX_PAYLOAD || u32_at(&self.head, 20) != 0 {
+        let kind = match u32_at(&self.head, 20) {
+            WHOLE => Kind::Normal,
+            IN_PIECES => Kind::Pieces,
+            other => return Err(refused(&format!("entry {position:?} of kind {other}"))),
+        };
+        if len > MAX_PAYLOAD {
             return Err(refused(&format!("entry {position:?} of {len} bytes")));
         }
         let full =
@@ -235,7 +241,7 @@ impl Receiving {
             let (log, id) = (&shared.log, shared.preparer.reserve_id());
             self.bodies = Some(body_segment::Writer::create(&log.disk, &log.dir, id, self.snapshot)?);
         }
-        self.bodies.as_mut().expect("there is one now").begin_entry(position, len)?;
+        self.bodies.as_mut().expect("there is one now").begin_entry(kind, position, len)?;
         self.last = position.index;
         self.left = len;
         self.totals.entries += 1;

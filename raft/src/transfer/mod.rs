@@ -26,8 +26,8 @@
 //!
 //! A frame, little-endian: `0 crc u32  4 kind u8  5 zero [3]  8 number u64  16 data`. Numbers rise by one from 0;
 //! the CRC covers what follows it. The data of all `Entries` frames together are one run of bytes,
-//! `[index u64][term u64][length u32][zero u32][payload]` per entry, cut anywhere; those of all `Image` frames
-//! are the image.
+//! `[index u64][term u64][length u32][kind u32][payload]` per entry, cut anywhere: kind 0 is a whole entry, 1 what is
+//! left of one, in pieces. Those of all `Image` frames are the image.
 
 mod export;
 mod import;
@@ -57,6 +57,10 @@ const DATA_MAX: usize = FRAME_MAX - HEAD_LEN;
 const VERSION: u32 = 1;
 /// Length of an entry without its payload.
 const ENTRY_LEN: usize = 24;
+/// The kind of an entry of which the whole payload comes.
+const WHOLE: u32 = 0;
+/// The kind of an entry of which pieces come.
+const IN_PIECES: u32 = 1;
 /// Length of the data of a `Begin` frame before the snapshot's header:
 /// `[version u32][zero u32][above u64][total u64]`.
 const BEGIN_LEN: usize = 24;

@@ -120,5 +120,15 @@ fn log(registry: &mut Registry, view: &View) {
     gauge(registry, "disk_live_bytes", "Bytes of bodies that jobs refer to", disk.live_bytes);
     gauge(registry, "disk_dead_bytes", "Bytes in segments that nothing refers to", disk.dead_bytes);
     gauge(registry, "disk_segments", "Segment files", disk.segments);
+    gauge(registry, "disk_body_segments", "Segment files that hold bodies only", disk.body_segments);
+    gauge(
+        registry,
+        "disk_damaged_segments",
+        "Segments kept as they are because of damage",
+        disk.damaged_segments,
+    );
+    counter(registry, "disk_logged_bytes", "Bytes written to the log by this process", disk.logged_bytes);
+    counter(registry, "disk_rewritten_bytes", "Bytes that compaction wrote", disk.rewritten_bytes);
+    counter(registry, "disk_compacted_bytes", "Bytes that compaction gave back", disk.compacted_bytes);
     gauge(registry, "disk_pinned_deleted_bytes", "Deleted segments still being read", disk.pinned_deleted);
 }

@@ -12,6 +12,8 @@
 
 use std::collections::BTreeMap;
 
+use beanpole_raft::BodyAddr;
+
 use super::engine::Engine;
 use super::image::{ImageWriter, SavedJob, SavedTube};
 
@@ -34,6 +36,13 @@ pub(super) struct Saving {
     walk: Walk,
     tubes: BTreeMap<u64, SavedTube>,
     jobs: BTreeMap<u64, SavedJob>,
+}
+
+/// What was copied before it changed, and who is told of bodies.
+struct Copies<'a> {
+    tubes: &'a mut BTreeMap<u64, SavedTube>,
+    jobs: &'a mut BTreeMap<u64, SavedJob>,
+    live: &'a mut dyn FnMut(BodyAddr),
 }
 
 /// How far the image is.
@@ -65,14 +74,19 @@ impl Engine {
         SnapshotCursor { ticket }
     }
 
-    /// Appends the next slice of the image, some 64 KiB, to `out`; answers false when that was the last.
-    /// Entries may be applied between slices and do not show in the image.
+    /// Appends the next slice of the image, some 64 KiB, to `out`, and passes the body of every job in it to `live`;
+    /// answers false when that was the last. Entries may be applied between slices and do not show in the image.
     ///
     /// # Panics
     /// When another snapshot was begun since, or the state was replaced: half an image must never pass for a
     /// whole one.
-    pub fn snapshot_slice(&mut self, cursor: &mut SnapshotCursor, out: &mut Vec<u8>) -> bool {
-        self.snapshot_slice_of(cursor, out, SLICE_BYTES)
+    pub fn snapshot_slice(
+        &mut self,
+        cursor: &mut SnapshotCursor,
+        out: &mut Vec<u8>,
+        live: &mut dyn FnMut(BodyAddr),
+    ) -> bool {
+        self.snapshot_slice_of(cursor, out, SLICE_BYTES, live)
     }
 
     /// As [`Engine::snapshot_slice`], with slices of another size.
@@ -84,11 +98,12 @@ impl Engine {
         cursor: &mut SnapshotCursor,
         out: &mut Vec<u8>,
         bytes: usize,
+        live: &mut dyn FnMut(BodyAddr),
     ) -> bool {
         let saving = self.saving.take().filter(|saving| saving.ticket == cursor.ticket);
         let mut saving = saving.expect("the snapshot was given up: its image cannot be completed");
         let Saving { walk, tubes, jobs, .. } = &mut *saving;
-        let more = self.write_some(walk, tubes, jobs, out, bytes);
+        let more = self.write_some(walk, Copies { tubes, jobs, live }, out, bytes);
         self.saving = Some(saving);
         more
     }
@@ -109,7 +124,8 @@ impl Engine {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut more = true;
         while more {
-            more = self.write_some(&mut walk, &mut tubes, &mut jobs, &mut slice, SLICE_BYTES);
+            let copies = Copies { tubes: &mut tubes, jobs: &mut jobs, live: &mut |_| {} };
+            more = self.write_some(&mut walk, copies, &mut slice, SLICE_BYTES);
             for byte in slice.drain(..) {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
             }
@@ -128,14 +144,8 @@ impl Engine {
         }
     }
 
-    fn write_some(
-        &self,
-        walk: &mut Walk,
-        tubes: &mut BTreeMap<u64, SavedTube>,
-        jobs: &mut BTreeMap<u64, SavedJob>,
-        out: &mut Vec<u8>,
-        bytes: usize,
-    ) -> bool {
+    fn write_some(&self, walk: &mut Walk, copies: Copies<'_>, out: &mut Vec<u8>, bytes: usize) -> bool {
+        let Copies { tubes, jobs, live } = copies;
         let start = out.len();
         for _ in 0..SLICE_STEPS {
             if out.len() - start >= bytes {
@@ -147,7 +157,7 @@ impl Engine {
                     walk.stage = Stage::Tubes;
                 }
                 Stage::Tubes => self.write_tubes(walk, tubes, out),
-                Stage::Jobs => self.write_jobs(walk, jobs, out),
+                Stage::Jobs => self.write_jobs(walk, jobs, live, out),
                 Stage::Ended => break,
             }
         }
@@ -186,7 +196,13 @@ impl Engine {
     }
 
     /// Writes some of the next jobs, as they were if they changed since.
-    fn write_jobs(&self, walk: &mut Walk, saved: &mut BTreeMap<u64, SavedJob>, out: &mut Vec<u8>) {
+    fn write_jobs(
+        &self,
+        walk: &mut Walk,
+        saved: &mut BTreeMap<u64, SavedJob>,
+        live: &mut dyn FnMut(BodyAddr),
+        out: &mut Vec<u8>,
+    ) {
         let last = walk.last_job;
         let page = self.jobs.page_from(walk.next_job).into_iter().flatten();
         let mut page = page.take_while(|(id, _)| *id <= last).peekable();
@@ -209,6 +225,7 @@ impl Engine {
                 }
             };
             walk.next_job = job.id + 1;
+            live(job.record.body());
             walk.writer.job(&job, out);
         }
     }

@@ -191,7 +191,7 @@ proptest! {
                 (None, _) => None,
                 (Some((mut cursor, mut written, expected)), size) => {
                     let slice = usize::from(size) * 20 + 1;
-                    if history.engine.snapshot_slice_of(&mut cursor, &mut written, slice) {
+                    if history.engine.snapshot_slice_of(&mut cursor, &mut written, slice, &mut |_| {}) {
                         Some((cursor, written, expected))
                     } else {
                         history.engine.end_snapshot(cursor);

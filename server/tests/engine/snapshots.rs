@@ -10,7 +10,7 @@ use crate::entries::{Cmd, Entry, Offered, Sect};
 pub fn image(engine: &mut Engine, slice: usize) -> Vec<u8> {
     let mut image = Vec::new();
     let mut cursor = engine.begin_snapshot();
-    while engine.snapshot_slice_of(&mut cursor, &mut image, slice) {}
+    while engine.snapshot_slice_of(&mut cursor, &mut image, slice, &mut |_| {}) {}
     engine.end_snapshot(cursor);
     image
 }
@@ -89,6 +89,29 @@ fn slices_do_not_show_in_the_image() {
 }
 
 #[test]
+fn the_image_tells_every_body_that_it_references() {
+    let mut driver = Driver::new();
+    driver.fill(3000);
+    let mut expected = Vec::new();
+    driver.engine.for_each_body(&mut |addr| expected.push((addr.index, addr.offset, addr.len)));
+    let mut cursor = driver.engine.begin_snapshot();
+    let mut told = Vec::new();
+    let mut id = 3000;
+    let mut tell = |addr: beanpole_raft::BodyAddr| told.push((addr.index, addr.offset, addr.len));
+    while driver.engine.snapshot_slice_of(&mut cursor, &mut Vec::new(), 200, &mut tell) {
+        // What is deleted before its turn is in the image, and so its body is.
+        let commands = (id - 50..=id).map(|id| Cmd::Delete { conn: 1, id }).collect();
+        driver.commands(commands, vec![]);
+        id -= 51;
+        id = id.max(51);
+    }
+    driver.engine.end_snapshot(cursor);
+    expected.sort_unstable();
+    told.sort_unstable();
+    assert!(told == expected && told.len() > 1000, "{} of {}", told.len(), expected.len());
+}
+
+#[test]
 fn what_changes_meanwhile_does_not_show_in_the_image() {
     let mut driver = Driver::new();
     driver.fill(3000);
@@ -97,7 +120,7 @@ fn what_changes_meanwhile_does_not_show_in_the_image() {
     let mut written = Vec::new();
     // Everything changes before its turn: jobs are deleted, kicked, put; tubes lose all jobs and go.
     let mut id = 3000;
-    while driver.engine.snapshot_slice_of(&mut cursor, &mut written, 200) {
+    while driver.engine.snapshot_slice_of(&mut cursor, &mut written, 200, &mut |_| {}) {
         let mut commands = vec![Cmd::Kick { conn: 1, tube: "t1".into(), bound: 3 }];
         for _ in 0..100 {
             commands.push(Cmd::Delete { conn: id % 9, id });
@@ -121,7 +144,7 @@ fn a_snapshot_given_up_leaves_nothing() {
     let mut second = driver.engine.begin_snapshot();
     driver.engine.end_snapshot(first);
     let mut written = Vec::new();
-    while driver.engine.snapshot_slice(&mut second, &mut written) {}
+    while driver.engine.snapshot_slice(&mut second, &mut written, &mut |_| {}) {}
     driver.engine.end_snapshot(second);
     assert_eq!(written, image(&mut driver.engine, 1000));
 }
@@ -132,7 +155,7 @@ fn half_an_image_never_passes_for_a_whole_one() {
     let mut engine = Engine::new();
     let mut first = engine.begin_snapshot();
     let _second = engine.begin_snapshot();
-    engine.snapshot_slice(&mut first, &mut Vec::new());
+    engine.snapshot_slice(&mut first, &mut Vec::new(), &mut |_| {});
 }
 
 #[test]
