@@ -13,6 +13,7 @@ use crate::payload::BodyAddr;
 use crate::pieces::{self, Found};
 use crate::prepare::Preparer;
 use crate::segment::Segment;
+use crate::space::Space;
 
 /// A handle to read bodies and to say which are still referenced. Cheap to clone, usable from any thread.
 #[derive(Clone)]
@@ -104,11 +105,12 @@ impl Bodies {
         self.log.release(addr.index, u64::from(addr.len));
     }
 
-    /// Whether the next segment cannot be made, because the disk is full above all. What is left of the active one still takes
-    /// entries; when that is used up too, the node stops. Tried again every second. Cheap.
+    /// What the node takes on, by the room on its disk. Not [`Space::Open`] means that what adds to what is kept should
+    /// be refused; what takes away is to be proposed as ever, it has a reserve. Becomes open by itself when there is room.
+    /// Cheap.
     #[must_use]
-    pub fn no_space(&self) -> bool {
-        self.preparer.failing()
+    pub fn space(&self) -> Space {
+        self.preparer.space()
     }
 
     /// What the log and its bodies occupy now. Takes time in proportion to the number of segments.
@@ -124,7 +126,8 @@ impl Bodies {
             rewritten_bytes: compaction.written.load(Ordering::Relaxed),
             compacted_bytes: compaction.gained.load(Ordering::Relaxed),
             pinned_deleted: self.log.table.pinned_deleted(),
-            no_space: self.no_space(),
+            space: self.space(),
+            free_bytes: self.log.disk.space(&self.log.dir).ok().flatten().map(|space| space.free),
             ..DiskUsage::default()
         };
         segments.extend(bodies);
@@ -211,7 +214,8 @@ pub struct DiskUsage {
     pub compacted_bytes: u64,
     /// Segments that are not compacted because a record in them did not check out.
     pub damaged_segments: u64,
-    /// The next segment could not be made: what is left of the active one is all the room there is. Puts
-    /// should be refused, so that deletes can still be logged; it is tried again every second.
-    pub no_space: bool,
+    /// What is free on the disk; `None` when nothing bounds it, or it does not tell.
+    pub free_bytes: Option<u64>,
+    /// What the node takes on by that.
+    pub space: Space,
 }

@@ -28,6 +28,7 @@ use crate::machine::{Builder, Machine};
 use crate::prepare::Preparer;
 use crate::segment::Segment;
 use crate::snapshot::SnapshotFile;
+use crate::space::Space;
 use crate::types::TypeConfig;
 
 /// Somebody who asked for a snapshot.
@@ -35,6 +36,9 @@ pub(crate) type Request = oneshot::Sender<Result<u64, SnapshotError>>;
 
 /// A round that is taken for compaction alone begins no sooner than this after the round before.
 const COMPACT_EVERY: Duration = Duration::from_secs(10);
+
+/// The same while the disk is nearly full.
+const PRESSED_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks after the disk of one node.
 pub(crate) struct Keeper {
@@ -74,6 +78,11 @@ impl Keeper {
                     sparse = self.look();
                     continue;
                 },
+                () = self.log.pressed.notified() => {
+                    earliest = earliest.min(Instant::now() + PRESSED_EVERY);
+                    sparse = self.look();
+                    continue;
+                },
                 () = tokio::time::sleep_until(earliest), if sparse => {
                     compact = self.look();
                     None
@@ -85,7 +94,7 @@ impl Keeper {
             }
             let result = self.round().await;
             sparse = self.look();
-            earliest = Instant::now() + COMPACT_EVERY;
+            earliest = Instant::now() + if self.is_pressed() { PRESSED_EVERY } else { COMPACT_EVERY };
             if let Err(error) = &result {
                 tracing::warn!(%error, "no snapshot was taken");
             }
@@ -108,6 +117,14 @@ impl Keeper {
         self.remove_dead().await?;
         self.compact(round, at).await?;
         Ok(at.index)
+    }
+
+    /// The disk is nearly full, as of the last look.
+    fn is_pressed(&self) -> bool {
+        match self.log.space.space() {
+            Space::Open => false,
+            Space::Shedding | Space::Closed => true,
+        }
     }
 
     /// What would be compacted by a round that begins now.
@@ -198,11 +215,13 @@ impl Keeper {
     /// The last index of the newest segment that has enough log after it and that the snapshot covers.
     fn purge_point(&self, snapshot: u64) -> Option<u64> {
         let snapshot = snapshot.min(held_after(&self.log).unwrap_or(snapshot));
+        // Log that is kept for others to catch up by goes first when there is no room.
+        let retention = if self.is_pressed() { 0 } else { self.log_retention_bytes };
         let mut after = 0;
         let mut point = None;
         for segment in self.log.table.all().iter().rev() {
             let last = segment.range().map(|(_, last)| last);
-            if after >= self.log_retention_bytes && after > 0 && last.is_some_and(|last| last <= snapshot) {
+            if after >= retention && after > 0 && last.is_some_and(|last| last <= snapshot) {
                 point = last;
                 break;
             }

@@ -64,6 +64,7 @@ mod segment;
 mod serve;
 mod sim;
 mod snapshot;
+mod space;
 mod state;
 mod store;
 #[cfg(test)]
@@ -72,7 +73,7 @@ mod transfer;
 mod types;
 
 pub use bodies::{Bodies, DiskUsage};
-pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, FaultDisk, RealDisk};
+pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace, FaultDisk, RealDisk};
 pub use error::{
     BodyError, Corruption, Fatal, LinkClosed, LinkError, MembershipError, NotProposed, ReadError,
     SnapshotError, StartError, TransferError,
@@ -86,4 +87,5 @@ pub use payload::{BodyAddr, Payload};
 pub use progress::MemberStatus;
 pub use proposal::{Outcome, Proposal};
 pub use sim::{SimHub, SimNet};
+pub use space::Space;
 pub use state::{SnapshotImage, StateMachine};

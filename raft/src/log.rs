@@ -31,6 +31,7 @@ use crate::payload::BodyAddr;
 use crate::ring::Ring;
 use crate::scan::next_index;
 use crate::segment::{Segment, SegmentTable};
+use crate::space::Watch;
 use crate::types::{Entry, record_entry};
 
 /// How many bytes of entries one read answers at most, unless the first entry alone is longer.
@@ -73,6 +74,10 @@ pub(crate) struct Log {
     pub(crate) tidying: Mutex<()>,
     /// What compaction has done since the start.
     pub(crate) compaction: Compaction,
+    /// What is taken on, by the room on the disk.
+    pub(crate) space: Watch,
+    /// That has changed: there may be room to be made.
+    pub(crate) pressed: Notify,
     /// Bytes of bodies that were released since the start.
     freed_bytes: AtomicU64,
     /// How many of them call for a look whether there is something to compact; absolute, against `freed_bytes`.
@@ -194,6 +199,8 @@ impl Log {
             holds: Mutex::new(Vec::new()),
             tidying: Mutex::new(()),
             compaction: Compaction::default(),
+            space: Watch::default(),
+            pressed: Notify::new(),
             freed_bytes: AtomicU64::new(0),
             compaction_due_at: AtomicU64::new(u64::MAX),
             compaction_due: Notify::new(),

@@ -418,6 +418,8 @@ impl Node {
         // Its result says only whether the core's task panicked, which `fatal` has told by then.
         inner.raft.shutdown().await.ok();
         inner.log.stop();
+        // The flush thread may wait for room.
+        inner.preparer.retry();
         let flusher = inner.flusher.lock().take();
         let (log, preparer) = (inner.log.clone(), inner.preparer.clone());
         let flusher = match flusher {

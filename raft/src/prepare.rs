@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::format::SegmentHeader;
 use crate::log::Log;
 use crate::recover::{segment_path, zero};
+use crate::space::{Marks, Space};
 
 /// After a failure (a full disk, above all) the thread tries again this often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,10 +80,12 @@ impl Preparer {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// The next blank segment, of at least `capacity` bytes. Waits until it is ready.
+    /// The next blank segment, of at least `capacity` bytes. Waits until it is ready, and while the disk is full until
+    /// there is room: what was not written was not acknowledged either.
     ///
     /// # Errors
-    /// When it cannot be made, in an attempt that began after this call.
+    /// When it cannot be made for another reason, in an attempt that began after this call; and without threads for
+    /// this one as well.
     pub(crate) fn take(&self, capacity: u64) -> io::Result<Prepared> {
         if self.shared.log.inline {
             self.shared.make_one();
@@ -89,7 +93,7 @@ impl Preparer {
         let mut prepared = self.wait()?;
         if prepared.capacity < capacity {
             // An entry larger than a segment gets a segment of its own size.
-            prepared.file.allocate(capacity)?;
+            self.allocate(&prepared.file, capacity)?;
             zero(&prepared.file, prepared.capacity, capacity)?;
             prepared.capacity = capacity;
         }
@@ -107,15 +111,56 @@ impl Preparer {
                 self.shared.changed.notify_all();
                 return Ok(prepared);
             }
-            if state.stop {
+            if state.stop || self.shared.log.is_stopping() {
                 return Err(io::Error::other("the log is closed"));
             }
             let tried = state.attempts > earlier || self.shared.log.inline;
-            if let Some(failure) = state.failure.as_ref().filter(|_| tried) {
+            let last = |failure: &&io::Error| tried && self.is_final(failure);
+            if let Some(failure) = state.failure.as_ref().filter(last) {
                 return Err(io::Error::new(failure.kind(), failure.to_string()));
             }
-            self.shared.changed.wait(&mut state);
+            self.shared.changed.wait_for(&mut state, RETRY);
         }
+    }
+
+    /// Makes a file longer, for an entry beyond the size of segments.
+    fn allocate(&self, file: &Arc<dyn DiskFile>, capacity: u64) -> io::Result<()> {
+        loop {
+            match file.allocate(capacity) {
+                Err(error) if !self.is_final(&error) && !self.shared.log.is_stopping() => {
+                    tracing::error!(bytes = capacity, %error, "no room for a large entry; it waits");
+                    let mut state = self.shared.state.lock();
+                    self.shared.changed.wait_for(&mut state, RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether waiting does not help. Without threads nobody else could make room meanwhile.
+    fn is_final(&self, error: &io::Error) -> bool {
+        error.kind() != io::ErrorKind::StorageFull || self.shared.log.inline
+    }
+
+    /// What is taken on, by the room that there is. Cheap: the disk is looked at now and then.
+    pub(crate) fn space(&self) -> Space {
+        let log = &*self.shared.log;
+        let (space, changed) = log.space.look(self.failing(), || {
+            let disk = log.disk.space(&log.dir).ok().flatten()?;
+            let image = log.image_bytes.load(Ordering::Relaxed);
+            Some((disk, Marks::new(disk.total, self.segment_bytes(), image)))
+        });
+        if changed {
+            match space {
+                Space::Open => tracing::info!("there is room on the disk again"),
+                Space::Shedding => {
+                    tracing::warn!("the disk is nearly full: room is made, and what adds to it is refused")
+                }
+                Space::Closed => tracing::error!("the disk is full: what adds to it is refused"),
+            }
+            log.pressed.notify_one();
+        }
+        space
     }
 
     /// A segment id for a file that somebody else makes.
@@ -131,7 +176,7 @@ impl Preparer {
     }
 
     /// Whether the last attempt to make a segment failed: the log has only the rest of the active one left.
-    pub(crate) fn failing(&self) -> bool {
+    fn failing(&self) -> bool {
         self.shared.state.lock().failure.is_some()
     }
 

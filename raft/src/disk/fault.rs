@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Access, Disk, DiskFile, DiskLock, DiskMap};
+use super::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
 
 /// A disk in memory, with faults on demand. Clones share the same disk.
 #[derive(Clone)]
@@ -55,6 +55,8 @@ struct State {
     slowness: Option<(Duration, StdRng)>,
     /// Syncs and writes that have failed because they were to.
     failures: u64,
+    /// How many more changes are done before there is no more space.
+    changes_before_full: Option<u64>,
     changes: u64,
     syncs: u64,
     writes: u64,
@@ -171,13 +173,18 @@ impl FaultDisk {
         let mut state = self.inner.state.lock();
         (state.syncs_before_failure, state.writes_before_failure, state.changes_before_cut) =
             (None, None, None);
-        (state.space, state.slowness) = (None, None);
+        (state.space, state.slowness, state.changes_before_full) = (None, None, None);
     }
 
     /// Whether a failure that was asked for has come: the power is gone, or a sync or write has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.inner.off.load(Ordering::SeqCst) || self.inner.state.lock().failures > 0
+    }
+
+    /// Lets the disk be full after `changes` more writes, syncs and changes of names: nothing may grow from then on.
+    pub fn full_after(&self, changes: u64) {
+        self.inner.state.lock().changes_before_full = Some(changes);
     }
 
     /// How many writes, syncs and changes of names were begun.
@@ -248,6 +255,14 @@ impl FaultDisk {
         state.changes += 1;
         match &mut state.changes_before_cut {
             Some(0) => self.inner.off.store(true, Ordering::SeqCst),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        match &mut state.changes_before_full {
+            Some(0) => {
+                state.changes_before_full = None;
+                state.space = Some(state.used());
+            }
             Some(left) => *left -= 1,
             None => {}
         }
@@ -410,6 +425,13 @@ impl Disk for FaultDisk {
         state.durable_names = state.names.clone();
         state.pending.clear();
         Ok(())
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<Option<DiskSpace>> {
+        self.check()?;
+        let state = self.inner.state.lock();
+        let space = |total: u64| DiskSpace { free: total.saturating_sub(state.used()), total };
+        Ok(state.space.map(space))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {

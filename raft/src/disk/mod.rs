@@ -54,6 +54,12 @@ pub trait Disk: Send + Sync + 'static {
     /// What the system says. As with any fsync, it must not be retried.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// The room on the disk that holds `dir`; `None` when nothing bounds it. Must not wait for the disk.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn space(&self, dir: &Path) -> io::Result<Option<DiskSpace>>;
+
     /// Takes an exclusive lock on the file, created when absent, until the answer is dropped; `None` when
     /// somebody else holds it.
     ///
@@ -66,6 +72,15 @@ pub trait Disk: Send + Sync + 'static {
     fn latency(&self) -> Duration {
         Duration::ZERO
     }
+}
+
+/// The room on a disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// What this process may still use.
+    pub free: u64,
+    /// What there is.
+    pub total: u64,
 }
 
 /// A lock held; dropping it releases it.

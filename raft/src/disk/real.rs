@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::sys::statvfs::statvfs;
 use nix::sys::uio::pwritev;
 
 use super::map::FileMap;
-use super::{Access, Disk, DiskFile, DiskLock, DiskMap};
+use super::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
 
 /// The operating system's files.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +64,13 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Option<DiskSpace>> {
+        let found = statvfs(dir)?;
+        let block = found.fragment_size();
+        let bytes = |blocks: u64| blocks.saturating_mul(block);
+        Ok(Some(DiskSpace { free: bytes(found.blocks_available()), total: bytes(found.blocks()) }))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<DiskLock>> {

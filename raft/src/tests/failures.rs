@@ -1,11 +1,12 @@
 //! Disks that fail, and directories that must not be used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::machine::{TestMachine, put};
-use super::rig::{commit, node, options, prepared, within};
+use super::machine::{TestMachine, drop_body, put};
+use super::rig::{PATIENCE, commit, node, options, prepared, within};
 use crate::disk::{FaultDisk, RealDisk};
-use crate::{Fatal, Node, Options, Outcome, StartError};
+use crate::{Fatal, Node, Options, Outcome, Space, StartError};
 
 /// After a failed write or sync, at whichever of the next ones, nothing is reported committed, the node says
 /// so, and what had been reported before is there after a restart.
@@ -44,32 +45,87 @@ async fn failed_io_is_fatal() {
     }
 }
 
-/// A full disk shows as soon as the next segment cannot be made, leaves the rest of the active one, and is
-/// fatal only when that is used up. Once there is room, a restart goes on.
+/// A full disk shows before the next segment cannot be made, and leaves the rest of the active one. When that is used
+/// up nothing more is acknowledged, and once there is room everything goes on by itself.
 #[tokio::test]
 async fn full_disk() {
     let disk = FaultDisk::new();
     let (full, _) = node(options(&disk)).await;
     commit(&full, put(b"before")).await;
     disk.set_space(Some(disk.used()));
+    assert_eq!(full.bodies().space(), Space::Shedding);
     let mut committed = 0;
-    let mut warned = false;
-    for _ in 0..100 {
-        let Ok(proposal) = full.propose(put(&[7; 1000])).await else { break };
-        match within(proposal).await {
-            Outcome::Committed { .. } => committed += 1,
-            Outcome::Unknown | Outcome::NotProposed { .. } => break,
+    let held = loop {
+        let mut proposal = full.propose(put(&[7; 1000])).await.unwrap();
+        // Long enough for anything that does not wait for room.
+        match tokio::time::timeout(Duration::from_secs(3), &mut proposal).await {
+            Ok(outcome) => assert!(matches!(outcome, Outcome::Committed { .. }), "{outcome:?}"),
+            Err(_) => break proposal,
         }
-        warned |= full.bodies().disk_usage().no_space;
-    }
-    assert!(warned && committed >= 14, "warned {warned}, committed {committed}");
-    assert!(matches!(within(full.fatal()).await, Fatal::Storage(what) if what.contains("space")));
-    drop(full);
-    let disk = disk.kill();
+        committed += 1;
+        assert!(committed < 100, "there is room for all of them");
+    };
+    assert!(committed >= 14, "only {committed} in what was left of the segment");
+    assert_eq!(full.bodies().space(), Space::Closed);
+    disk.set_space(None);
+    assert!(matches!(within(held).await, Outcome::Committed { .. }));
+    assert_eq!(full.bodies().space(), Space::Open);
+    within(full.shutdown()).await;
     let (again, seen) = node(options(&disk)).await;
-    assert_eq!(seen.lock().live.len(), committed + 1);
-    commit(&again, put(b"after")).await;
+    assert_eq!(seen.lock().live.len(), committed + 2);
     within(again.shutdown()).await;
+}
+
+/// A node that waits for room can be stopped, and one whose disk fills up under an entry beyond the size of a segment
+/// waits as well.
+#[tokio::test]
+async fn waits_for_room_and_can_be_stopped() {
+    let disk = FaultDisk::new();
+    let (full, _) = node(options(&disk)).await;
+    prepared(&disk).await;
+    disk.set_space(Some(disk.used()));
+    let large = full.propose(put(&vec![7; 100_000])).await.unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while full.bodies().space() == Space::Open {
+        assert!(tokio::time::Instant::now() < deadline, "it does not show");
+        tokio::task::yield_now().await;
+    }
+    within(full.shutdown()).await;
+    assert!(!matches!(within(large).await, Outcome::Committed { .. }));
+    disk.set_space(None);
+    let (again, _) = node(options(&disk)).await;
+    commit(&again, put(&vec![7; 100_000])).await;
+    within(again.shutdown()).await;
+}
+
+/// Bodies go on being dropped on a disk that is nearly full, the log that is kept for others goes, room is made, and
+/// puts are taken again without a restart.
+#[tokio::test(start_paused = true)]
+async fn room_is_made() {
+    let disk = FaultDisk::new();
+    let mut options = options(&disk);
+    options.inline = true;
+    options.log_retention_bytes = 1 << 30;
+    disk.set_space(Some(600 << 10));
+    let (node, seen) = node(options).await;
+    let mut names = Vec::new();
+    while node.bodies().space() == Space::Open {
+        names.push(commit(&node, put(&[7; 1500])).await);
+        tokio::time::sleep(Duration::from_millis(210)).await;
+    }
+    assert!(names.len() > 200, "only {} fit", names.len());
+    for name in &names[3..] {
+        commit(&node, drop_body(*name)).await;
+    }
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while node.bodies().space() != Space::Open {
+        assert!(tokio::time::Instant::now() < deadline, "no room is made: {:?}", node.bodies().disk_usage());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    commit(&node, put(&[7; 1500])).await;
+    super::machine::check_bodies(&seen.lock(), &node.bodies());
+    assert!(disk.used() < 300 << 10, "{}", disk.used());
+    within(node.shutdown()).await;
 }
 
 async fn start_error(options: Options) -> StartError {

@@ -12,6 +12,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
+use beanpole_raft::Space;
+
 use super::View;
 use crate::gateway::Gateway;
 
@@ -120,6 +122,20 @@ fn log(registry: &mut Registry, view: &View) {
     gauge(registry, "disk_live_bytes", "Bytes of bodies that jobs refer to", disk.live_bytes);
     gauge(registry, "disk_dead_bytes", "Bytes in segments that nothing refers to", disk.dead_bytes);
     gauge(registry, "disk_segments", "Segment files", disk.segments);
+    let space = match disk.space {
+        Space::Open => 0,
+        Space::Shedding => 1,
+        Space::Closed => 2,
+    };
+    gauge(
+        registry,
+        "disk_space_state",
+        "0 puts are taken, 1 refused for want of room, 2 the disk is full",
+        space,
+    );
+    if let Some(free) = disk.free_bytes {
+        gauge(registry, "disk_free_bytes", "Free bytes of the disk that holds the data directory", free);
+    }
     gauge(registry, "disk_body_segments", "Segment files that hold bodies only", disk.body_segments);
     gauge(
         registry,

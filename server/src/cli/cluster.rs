@@ -180,6 +180,7 @@ fn note(cluster: &Cluster, node: &Member) -> String {
         Some(_) if node.report.stopping => "stopping".to_owned(),
         Some(_) if node.report.leaving == node.report.id => "draining".to_owned(),
         Some(_) if !node.report.ready => "not ready".to_owned(),
+        Some(_) if node.report.no_space => "disk full: refuses puts".to_owned(),
         Some(_) if node.report.id == cluster.node_id => "asked".to_owned(),
         Some(_) => String::new(),
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use beanpole_raft::Node;
+use beanpole_raft::{Node, Space};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Report {
     pub disk_bytes: u64,
     /// Bytes of bodies that jobs refer to.
     pub live_bytes: u64,
+    /// It refuses puts because its disk is full, or nearly so.
+    pub no_space: bool,
     /// Anonymous memory of its process, in bytes.
     pub memory_bytes: u64,
     /// Its release.
@@ -217,6 +219,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         disk_bytes: disk.log_bytes,
         live_bytes: disk.live_bytes,
         memory_bytes,
+        no_space: disk.space != Space::Open,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: shared.addresses().listen,
         admin: shared.addresses().admin,

@@ -54,7 +54,7 @@ impl Gateway {
         if draining {
             return self.reply_now(conn, &Reply::Draining);
         }
-        // What is left of the log belongs to the commands that empty the queue. And without a leader it was certainly not
+        // What is left of the disk belongs to the commands that empty the queue. And without a leader it was certainly not
         // proposed: that is said in a word that every client knows.
         if cut_off || self.bodies.no_space() {
             return self.reply_now(conn, &Reply::OutOfMemory);

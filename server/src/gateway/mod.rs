@@ -39,7 +39,7 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use beanpole_raft::{BodyAddr, BodyError};
+use beanpole_raft::{BodyAddr, BodyError, Space};
 use bytes::BytesMut;
 
 use crate::clock::Clocks;
@@ -77,7 +77,7 @@ pub trait BodySource: Send {
     fn retain(&self, addr: BodyAddr);
     /// See [`beanpole_raft::Bodies::release`].
     fn release(&self, addr: BodyAddr);
-    /// See [`beanpole_raft::Bodies::no_space`].
+    /// Whether what adds to what is kept is to be refused, see [`beanpole_raft::Bodies::space`].
     fn no_space(&self) -> bool;
 }
 
@@ -92,7 +92,10 @@ impl BodySource for beanpole_raft::Bodies {
         beanpole_raft::Bodies::release(self, addr);
     }
     fn no_space(&self) -> bool {
-        beanpole_raft::Bodies::no_space(self)
+        match self.space() {
+            Space::Open => false,
+            Space::Shedding | Space::Closed => true,
+        }
     }
 }
 

@@ -225,7 +225,7 @@ impl Engine {
                 }
             };
             walk.next_job = job.id + 1;
-            live(job.record.body());
+            live(job.record.body);
             walk.writer.job(&job, out);
         }
     }
