@@ -75,6 +75,10 @@ impl Trouble {
         world.hub.set_weather(world.plan.delay_max.min(Duration::from_millis(2)), 0.0);
         for id in 1..=world.plan.nodes {
             world.set_clock(id, 0);
+            if world.disk(id).has_failed() {
+                // The node may not have noticed, if it wrote nothing that it needs.
+                world.crash(id, Death::Power(self.rng.random()));
+            }
             loop {
                 world.disk(id).be_well();
                 if world.start(id).await {
