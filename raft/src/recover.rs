@@ -288,7 +288,11 @@ impl Walk<'_> {
 
 /// Overwrites what follows the last valid record with zeros and makes the segment durable: records that are
 /// found count as flushed from here on, though the process may have died before it synced them.
+///
+/// What is not known to have been synced is written once more. If the process ended because a sync failed, the
+/// system may take those pages for clean: they can be read, a further sync says nothing, and the next power cut takes them.
 fn cut(opened: &Opened, scan: &Scan) -> io::Result<()> {
+    write_again(&opened.file, scan.durable, scan.end)?;
     match &scan.ending {
         Ending::Torn { to } => {
             tracing::warn!(
@@ -304,6 +308,22 @@ fn cut(opened: &Opened, scan: &Scan) -> io::Result<()> {
         Ending::Clean | Ending::Corrupt { .. } => {}
     }
     opened.file.sync_data()
+}
+
+/// Writes what is there from `from` to `to` once more, and syncs after each piece of moderate size.
+fn write_again(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> io::Result<()> {
+    let mut bytes = vec![0; ZERO_CHUNK];
+    let mut at = from;
+    while at < to {
+        let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(ZERO_CHUNK);
+        if file.read_at(&mut bytes[..len], at)? < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_at(&[IoSlice::new(&bytes[..len])], at)?;
+        file.sync_data()?;
+        at += len as u64;
+    }
+    Ok(())
 }
 
 /// Writes zeros from `from` to `to`, and syncs after each piece of moderate size.

@@ -41,6 +41,8 @@ pub(crate) struct Scan {
     pub(crate) previous: Option<(u64, u64)>,
     /// How many valid records there are.
     pub(crate) records: u64,
+    /// Up to where they say that it was synced, before the last of them was written.
+    pub(crate) durable: u64,
 }
 
 /// How the valid records of a segment end.
@@ -138,7 +140,7 @@ pub(crate) fn scan(
     let seed = format::seed(header.id, header.epoch);
     let mut fold = Fold { bodies: header.bodies, ..Fold::default() };
     let mut offset = HEADER_LEN as u64;
-    let mut records = 0;
+    let (mut records, mut durable) = (0, offset);
     let mut payload = Vec::new();
     let ending = loop {
         let head = match window.record(seed, offset, &mut payload)? {
@@ -155,9 +157,10 @@ pub(crate) fn scan(
         }
         met(offset, &head);
         records += 1;
+        durable = durable.max(u64::from(head.durable));
         offset += head.record_len();
     };
-    Ok(Scan { summary: fold.summary, end: offset, ending, previous: fold.previous, records })
+    Ok(Scan { summary: fold.summary, end: offset, ending, previous: fold.previous, records, durable })
 }
 
 /// What to make of the first place without a valid record.

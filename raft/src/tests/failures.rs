@@ -45,6 +45,28 @@ async fn failed_io_is_fatal() {
     }
 }
 
+/// A process that ended because a sync failed is started again, finds in the system's cache what that sync did not write, and
+/// goes on behind it. A power cut takes none of what it acknowledges from then on.
+#[tokio::test]
+async fn what_a_failed_sync_left_unwritten_is_written_by_the_next_start() {
+    for after in 0..4 {
+        let disk = FaultDisk::new();
+        let (failing, _) = node(options(&disk)).await;
+        commit(&failing, put(b"before")).await;
+        prepared(&disk).await;
+        disk.fail_sync_after(after);
+        while let Ok(proposal) = failing.propose(put(&[7; 500])).await
+            && matches!(within(proposal).await, Outcome::Committed { .. })
+        {}
+        assert!(matches!(within(failing.fatal()).await, Fatal::Storage(_)));
+        let disk = disk.kill();
+        let (again, _) = node(options(&disk)).await;
+        let acknowledged = commit(&again, put(b"after")).await;
+        let (_, seen) = node(options(&disk.power_cut(after))).await;
+        assert!(seen.lock().live.contains_key(&acknowledged), "after {after}");
+    }
+}
+
 /// A full disk shows before the next segment cannot be made, and leaves the rest of the active one. When that is used
 /// up nothing more is acknowledged, and once there is room everything goes on by itself.
 #[tokio::test]
