@@ -316,12 +316,14 @@ fn write_again(file: &Arc<dyn DiskFile>, from: u64, to: u64) -> io::Result<()> {
     let mut at = from;
     while at < to {
         let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(ZERO_CHUNK);
-        if file.read_at(&mut bytes[..len], at)? < len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let read = file.read_at(&mut bytes[..len], at)?;
+        if read == 0 {
+            // Of a file that was cut short only the padding of the last record is missing.
+            break;
         }
-        file.write_at(&[IoSlice::new(&bytes[..len])], at)?;
+        file.write_at(&[IoSlice::new(&bytes[..read])], at)?;
         file.sync_data()?;
-        at += len as u64;
+        at += read as u64;
     }
     Ok(())
 }

@@ -74,6 +74,7 @@ async fn full_disk() {
     let disk = FaultDisk::new();
     let (full, _) = node(options(&disk)).await;
     commit(&full, put(b"before")).await;
+    prepared(&disk).await;
     disk.set_space(Some(disk.used()));
     assert_eq!(full.bodies().space(), Space::Shedding);
     let mut committed = 0;
