@@ -241,6 +241,8 @@ pub(crate) async fn wind_up(shared: &Shared, node: &Node, clustered: bool) {
     if clustered {
         {
             let mut gateway = shared.gateway.lock();
+            gateway.part();
+            gateway.flush(usize::MAX);
             gateway.retire();
             shared.wake_for(&gateway);
         }

@@ -36,6 +36,12 @@ impl Gateway {
         self.send_off();
     }
 
+    /// Closes the connections of clients that could not be let go in time. Called before this gateway's life ends: from then on
+    /// what they hold is others'.
+    pub fn part(&mut self) {
+        self.close_all(|session| !session.let_go || session.is_owed());
+    }
+
     /// Begins or ends the farewell of a node that was drained.
     fn heed_leaving(&mut self) {
         let now = self.clocks.monotonic();

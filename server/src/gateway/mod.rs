@@ -570,7 +570,7 @@ impl Gateway {
         }
         session.dirty = false;
         let woken = std::mem::take(&mut session.wake);
-        if session.dead || !write_out(session) || woken || session.input_ended {
+        if session.dead || !write_out(session) || woken || session.input_ended || session.let_go {
             session.outlet.wake();
         }
     }

@@ -707,6 +707,23 @@ fn a_gateway_that_was_taken_for_dead_closes_its_clients_and_begins_anew() {
 }
 
 #[test]
+fn a_client_that_was_owed_a_reply_when_it_was_let_go_is_told_so_with_the_reply() {
+    let mut b = clustered(1);
+    b.ask(0, "put 0 0 99 1\r\na\r\nreserve-job 1\r\n");
+    b.gateway.let_go(S);
+    b.send(0, "touch 1\r\n");
+    let entry = b.take_entry().unwrap();
+    b.pass(S);
+    b.gateway.tick();
+    b.gateway.flush(usize::MAX);
+    let woken = b.clients[0].1.woken.load(SeqCst);
+    assert_eq!(b.gateway.outlook(b.clients[0].0).next, Next::Listen, "it is owed a reply");
+    b.commit(entry);
+    assert_eq!(b.gateway.outlook(b.clients[0].0).next, Next::Goodbye);
+    assert!(b.clients[0].1.woken.load(SeqCst) > woken, "its task looks again");
+}
+
+#[test]
 fn clients_that_do_nothing_are_let_go_before_those_that_wait_or_work() {
     let mut b = Bench::new(3);
     b.ask(2, "put 0 0 99 1\r\na\r\nreserve\r\n");
