@@ -7,7 +7,7 @@ cargo build --release --locked -p beanpole
 export BEANPOLE_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/beanpole
 
 echo "--- long suites, and those that need a program"
-BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential --test partition_long --test namespaces --test clocks --test power_cut} -- ${EXTRA_FILTER:-}
+BEANPOLE_EXTRA=1 cargo test --locked -p beanpole-tests --release ${EXTRA_TARGETS:---test extra --test wire_oracle --test differential --test partition_long --test namespaces --test clocks --test power_cut --test import} -- ${EXTRA_FILTER:-}
 
 echo "--- random faults"
 cargo run --locked -p beanpole-tests --release --bin chaos -- --seconds "${CHAOS_SECONDS:-90}"

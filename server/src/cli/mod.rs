@@ -3,7 +3,9 @@
 mod admin;
 mod cluster;
 mod dev;
+mod import;
 mod node;
+mod progress;
 mod roll;
 mod segment;
 
@@ -33,6 +35,8 @@ enum Verb {
     Node(node::NodeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
+    /// Bring the jobs of a beanstalkd into a running Beanpole
+    Import(import::ImportArgs),
     /// Try things out on one machine: a throw-away cluster
     Dev(dev::DevArgs),
 }
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
             node::run(&args)
         }
         Verb::Segment(args) => segment::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Dev(args) => dev::run(&args),
     }
 }
