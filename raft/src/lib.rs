@@ -19,6 +19,7 @@
 //! forming: a new cluster    members, changes: who belongs to it    peers: whom this node remembers
 //! ```
 
+pub mod backup;
 mod bodies;
 mod body_segment;
 mod campaign;
@@ -47,6 +48,7 @@ mod message;
 mod net;
 mod network;
 mod node;
+mod offline;
 mod open;
 mod options;
 mod output;
@@ -58,6 +60,7 @@ mod prepare;
 mod progress;
 mod proposal;
 mod recover;
+pub mod rescue;
 mod ring;
 mod scan;
 mod segment;

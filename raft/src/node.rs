@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use crate::backup::{Backup, BackupError};
 use crate::bodies::Bodies;
 use crate::changes::Changes;
 use crate::cluster::Cluster;
@@ -24,7 +25,7 @@ use crate::keeper::{Keeper, Request};
 use crate::leadership::{self, Leadership};
 use crate::link::{self, Link};
 use crate::log::Log;
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineShared};
 use crate::network::Network;
 use crate::open::{self, Storage};
 use crate::options::Options;
@@ -50,6 +51,8 @@ struct Inner {
     log: Arc<Log>,
     preparer: Arc<Preparer>,
     bodies: Bodies,
+    /// The newest snapshot, for whoever sends it.
+    machine: Arc<MachineShared>,
     /// Bytes that may still be proposed.
     admission: Arc<Semaphore>,
     /// All bytes that may be in flight.
@@ -99,12 +102,13 @@ impl Node {
         let completer = log.completions.spawn();
         let config = Arc::new(config(options, &identity).map_err(|error| failed(&error))?);
         let store = Store::new(log.clone());
+        let shared = machine.shared();
         let peering = options.peering.as_ref();
         let cluster =
             peering.map(|peering| Cluster::open(options, peering, identity, log.clone())).transpose()?;
         let network = Network::new(cluster.clone());
         if let Some(cluster) = &cluster {
-            cluster.set_machine(machine.shared());
+            cluster.set_machine(shared.clone());
         }
         let raft = Raft::new(identity.node, config, network, store, machine).await;
         let raft = raft.map_err(|error| failed(&error))?;
@@ -130,6 +134,7 @@ impl Node {
             log,
             preparer,
             bodies,
+            machine: shared,
             admission: Arc::new(Semaphore::new(max_inflight as usize)),
             max_inflight,
             snapshots,
@@ -401,6 +406,18 @@ impl Node {
         let stopped = || SnapshotError::from(self.stop_reason("the node is stopping"));
         self.inner.snapshots.send(request).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+
+    /// Takes a snapshot now and gives it with all bodies that it references, as one stream. While it is read, the files that it
+    /// needs stay on the disk, removed or not. `taken_at_s` is noted in it: seconds since 1970.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    pub async fn backup(&self, taken_at_s: u64) -> Result<Backup, BackupError> {
+        self.snapshot_now().await?;
+        let inner = &*self.inner;
+        let identity = inner.cluster.as_ref().map_or(inner.identity, |cluster| cluster.identity());
+        Backup::begin(&inner.machine, (identity.node, identity.cluster), taken_at_s).await
     }
 
     /// Flushes what was accepted, stops and gives the directory free. Proposals after that are refused; those

@@ -25,7 +25,8 @@ use crate::format::{Position, VERSION, u32_at};
 use crate::hello::{Facts, Reason};
 use crate::message::{Take, put_position};
 
-const FILE: &str = "peers";
+/// What the file is called.
+pub(crate) const FILE: &str = "peers";
 const MAGIC: &[u8; 8] = b"BEANMEET";
 const HEAD: usize = 16;
 const RECORD: usize = 57;
@@ -75,6 +76,11 @@ impl PeerBook {
     /// What is known of a node.
     pub(crate) fn get(&self, node: u64) -> Known {
         self.known.lock().get(&node).copied().unwrap_or_default()
+    }
+
+    /// What is known of all nodes.
+    pub(crate) fn all(&self) -> BTreeMap<u64, Known> {
+        self.known.lock().clone()
     }
 
     /// Whether these facts are those of the node that was known: the reason and its description if not.

@@ -130,7 +130,7 @@ impl Drop for Embedded {
 }
 
 /// There is no process to tell of.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl Facts for Nothing {
     fn fill<'a>(&'a self, stats: &mut ServerStats<'a>) {

@@ -17,6 +17,7 @@ mod gateway;
 mod leader;
 mod net;
 mod node;
+mod offline;
 pub mod queue;
 mod serve;
 mod units;

@@ -128,6 +128,11 @@ impl Cluster {
         format!("127.0.0.1:{}", self.node(id).peers)
     }
 
+    /// Where a node's admin interface listens.
+    pub fn admin_address(&self, id: u64) -> String {
+        format!("127.0.0.1:{}", self.node(id).admin)
+    }
+
     /// Runs one of the program's verbs for operators, which asks the nodes that were started: `cluster verify`.
     pub fn operator(&self, words: &str) -> Told {
         let started = self.nodes.iter().filter(|node| node.child.is_some());

@@ -2,6 +2,7 @@
 //! on a network in memory.
 
 mod amnesia;
+mod backup;
 mod cluster_rig;
 mod compaction;
 mod cuts;
@@ -16,6 +17,7 @@ mod links;
 mod machine;
 mod membership;
 mod power;
+mod rescue;
 mod restart;
 mod rig;
 mod steps;

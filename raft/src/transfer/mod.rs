@@ -31,6 +31,7 @@
 
 mod export;
 mod import;
+mod walk;
 
 use std::io;
 use std::path::PathBuf;
@@ -46,6 +47,7 @@ use crate::segment::Segment;
 
 pub(crate) use export::Export;
 pub(crate) use import::Import;
+pub(crate) use walk::{Walk, with_snapshot_header};
 
 /// The longest frame.
 pub(crate) const FRAME_MAX: usize = 256 << 10;

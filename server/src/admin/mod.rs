@@ -14,12 +14,14 @@
 //! | `POST /api/v1/members/N/promote` | a learner that has caught up votes |
 //! | `DELETE /api/v1/members/N` | takes a node out |
 //! | `POST /api/v1/mark?nonce=N` | marks an entry; `cluster` shows each node's hash of all history up to it |
+//! | `GET /api/v1/backup` | everything as of one moment, as one stream that `beanpole backup` reads; one at a time |
 //! | `PUT /api/v1/drain`, `DELETE /api/v1/drain` | this node leaves service, or is back |
 //!
 //! It never waits for the thread that serves clients longer than that holds the gateway's lock, and holds that lock itself
 //! only to copy figures out.
 
 mod api;
+mod backup;
 mod members;
 mod metrics;
 
@@ -31,6 +33,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post, put};
 use beanpole_raft::Node;
+use tokio::sync::Semaphore;
 
 use crate::net::{Bound, Listener};
 use crate::node::Shared;
@@ -45,12 +48,19 @@ pub(crate) struct View {
     /// Set once the log is open.
     node: OnceLock<Node>,
     stopping: AtomicBool,
+    /// One backup at a time.
+    backups: Arc<Semaphore>,
 }
 
 impl Admin {
     /// Serves on a thread of its own, or nowhere if no address is given.
     pub fn start(bound: Option<Bound>, shared: Arc<Shared>) -> std::io::Result<Self> {
-        let view = Arc::new(View { shared, node: OnceLock::new(), stopping: AtomicBool::new(false) });
+        let view = Arc::new(View {
+            shared,
+            node: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+            backups: Arc::new(Semaphore::new(1)),
+        });
         if let Some(bound) = bound {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let app = router(view.clone());
@@ -96,6 +106,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/members", post(members::add))
         .route("/api/v1/members/{id}", delete(members::remove))
         .route("/api/v1/members/{id}/promote", post(members::promote))
+        .route("/api/v1/backup", get(backup::backup))
         .route("/api/v1/mark", post(members::mark))
         .route("/api/v1/drain", put(members::drain).delete(members::resume))
         .with_state(view)

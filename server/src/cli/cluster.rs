@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
+use super::recover::{self, RecoverArgs};
 use super::roll::{self, RollArgs};
 use crate::units::Size;
 
@@ -80,6 +81,8 @@ enum Verb {
     },
     /// Reboot or upgrade all nodes, one after the other, the leader last
     Roll(RollArgs),
+    /// After the majority is lost for good: one stopped node that is left goes on alone, in a new cluster
+    Recover(RecoverArgs),
     /// Let another node lead
     TransferLeader {
         /// Which; else the one that is most up to date
@@ -108,6 +111,7 @@ fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
         }
         Verb::Verify { timeout } => verify(ask, Duration::from_secs(*timeout)),
         Verb::Roll(args) => roll::run(ask, args),
+        Verb::Recover(args) => recover::run(args),
         Verb::TransferLeader { to } => {
             let path = to.map_or("/api/v1/leader".to_owned(), |to| format!("/api/v1/leader?to={to}"));
             println!("{}", on_leader(ask, "POST", &path)?);

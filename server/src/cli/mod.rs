@@ -1,11 +1,13 @@
 //! The command line: one enum, one arm per verb.
 
 mod admin;
+mod backup;
 mod cluster;
 mod dev;
 mod import;
 mod node;
 mod progress;
+mod recover;
 mod roll;
 mod segment;
 
@@ -35,6 +37,8 @@ enum Verb {
     Node(node::NodeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
+    /// A consistent copy of a running node in one file, its check, and a new node made from it
+    Backup(backup::BackupArgs),
     /// Bring the jobs of a beanstalkd into a running Beanpole
     Import(import::ImportArgs),
     /// Try things out on one machine: a throw-away cluster
@@ -55,6 +59,7 @@ pub fn main() -> ExitCode {
             node::run(&args)
         }
         Verb::Segment(args) => segment::run(&args),
+        Verb::Backup(args) => backup::run(&args),
         Verb::Import(args) => import::run(&args),
         Verb::Dev(args) => dev::run(&args),
     }

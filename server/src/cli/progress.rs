@@ -35,6 +35,11 @@ impl Progress {
         self.show(&format!("{text}, {}, {rate:.0} jobs/s", Size(bytes)));
     }
 
+    /// So many bytes of all are done.
+    pub fn bytes(&mut self, done: u64, total: u64) {
+        self.show(&format!("{} {} of {}", bar(done, total), Size(done), Size(total)));
+    }
+
     fn show(&mut self, text: &str) {
         if !self.terminal || self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
             return;
