@@ -1,6 +1,8 @@
 //! An offline look at a data directory, for `beanpole segment ls|verify|dump`. Reads only, takes no lock, and
 //! changes nothing; on a directory in use the segment being written may look torn.
 
+mod files;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use crate::format::{BadHeader, Head, SegmentHeader};
 use crate::recover::{SUFFIX, segment_path};
 use crate::scan::{self, Ending};
 use crate::snapshot;
+
+pub use files::{FileInfo, FileKind, files, verify_files};
 
 /// One segment file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use crate::transfer::Staged;
 use crate::types::{self, SnapshotMeta, StoredMembership};
 
 /// What a snapshot file is called.
-const SUFFIX: &str = ".snap";
+pub(crate) const SUFFIX: &str = ".snap";
 const TEMPORARY: &str = ".snap.tmp";
 const MAGIC: &[u8; 8] = b"BEANSNAP";
 const FIXED: usize = 48;

@@ -268,3 +268,41 @@ async fn random_damage() {
     }
     assert!(found > 0 && refused > 100, "found {found}, refused {refused}");
 }
+
+/// A look at a directory names every file, and damage to those that are no segments is found, too.
+#[tokio::test]
+async fn inspection_covers_every_file() {
+    use super::machine::TestMachine;
+    use crate::inspect::{FileKind, Finding, files, verify_files};
+    let disk = FaultDisk::new();
+    let (node, _) = super::rig::node(options(&disk)).await;
+    for number in 0..20 {
+        super::rig::commit(&node, super::machine::put(&[number; 1000])).await;
+    }
+    let index = super::rig::within(node.snapshot_now()).await.unwrap();
+    super::rig::within(node.shutdown()).await;
+    let dir = Path::new(DIR);
+    disk.overwrite(&dir.join("0000000000000099.snap.tmp"), vec![1]);
+    disk.overwrite(&dir.join("notes"), vec![1]);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let kinds: Vec<FileKind> = files(&shared, dir).unwrap().into_iter().map(|info| info.kind).collect();
+    for kind in [FileKind::Snapshot, FileKind::Identity, FileKind::Unfinished, FileKind::Foreign] {
+        assert!(kinds.contains(&kind), "{kind:?} in {kinds:?}");
+    }
+    let damaged = || {
+        let (mut machine, _) = TestMachine::new();
+        let checks = verify_files(&shared, dir, &mut machine).unwrap();
+        let bad = checks.into_iter().filter(|check| check.finding != Finding::Whole);
+        bad.map(|check| check.file.file_name().unwrap().to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(damaged(), Vec::<String>::new());
+    let identity = disk.read(&dir.join("identity")).unwrap();
+    let mut changed = identity.clone();
+    changed[20] ^= 1;
+    disk.overwrite(&dir.join("identity"), changed);
+    assert_eq!(damaged(), ["identity"]);
+    disk.overwrite(&dir.join("identity"), identity);
+    // A segment whose bodies the snapshot needs goes missing.
+    disk.unlink(&segments(&disk)[0]).unwrap();
+    assert_eq!(damaged(), [format!("{index:016}.snap")]);
+}

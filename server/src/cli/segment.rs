@@ -1,14 +1,18 @@
-//! `beanpole segment ls|verify|dump DIR`: a look at the log of a stopped server. It writes nothing.
+//! `beanpole segment ls|verify|dump DIR`: a look at the data directory of a stopped server. It writes nothing.
 
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use beanpole_raft::inspect::{self, Check, Finding, RecordInfo, SegmentInfo, SegmentKind};
+use beanpole_raft::inspect::{
+    self, Check, FileInfo, FileKind, Finding, RecordInfo, SegmentInfo, SegmentKind,
+};
 use beanpole_raft::{Disk, RealDisk};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
+
+use crate::offline;
 
 /// What to look at.
 #[derive(Args, Debug)]
@@ -30,12 +34,12 @@ enum Output {
 
 #[derive(Subcommand, Debug)]
 enum SegmentVerb {
-    /// List the segments with the entries they hold
+    /// List all files: segments with the entries they hold, snapshots, who the node is and whom it knows
     Ls {
         /// The data directory of a stopped server
         dir: PathBuf,
     },
-    /// Check every record and every snapshot; exit code 1 if a start would refuse the directory
+    /// Check every record and every file, and that no body is missing; exit code 1 if a start would refuse the directory
     Verify {
         /// The data directory of a stopped server
         dir: PathBuf,
@@ -61,10 +65,10 @@ pub fn run(args: &SegmentArgs) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
     let result = match &args.verb {
         SegmentVerb::Ls { dir } => {
-            inspect::list(&*disk, dir).and_then(|all| list(&mut out, args.output, &all))
+            look(&disk, dir).and_then(|(all, files)| list(&mut out, args.output, &all, &files))
         }
         SegmentVerb::Verify { dir } => {
-            inspect::verify(&disk, dir).and_then(|checks| verify(&mut out, args.output, &checks))
+            check(&disk, dir).and_then(|checks| verify(&mut out, args.output, &checks))
         }
         SegmentVerb::Dump { dir, segment } => dump(&mut out, args.output, &*disk, dir, *segment),
     };
@@ -89,8 +93,48 @@ fn dir_of(verb: &SegmentVerb) -> &PathBuf {
     }
 }
 
-fn kind_name(kind: SegmentKind) -> &'static str {
+/// All files. A directory with neither a segment nor an identity is none of a server.
+fn look(disk: &Arc<dyn Disk>, dir: &Path) -> io::Result<(Vec<SegmentInfo>, Vec<FileInfo>)> {
+    let (all, files) = (inspect::list(&**disk, dir)?, inspect::files(disk, dir)?);
+    if all.is_empty() && !files.iter().any(|file| file.kind == FileKind::Identity) {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "there is neither a segment nor an identity file here",
+        ));
+    }
+    Ok((all, files))
+}
+
+fn check(disk: &Arc<dyn Disk>, dir: &Path) -> io::Result<Vec<Check>> {
+    look(disk, dir)?;
+    let mut checks = inspect::verify(disk, dir)?;
+    // One line per file: what is found later adds to what is known of it.
+    for more in inspect::verify_files(disk, dir, &mut *offline::state(1))? {
+        match checks.iter_mut().find(|check| check.file == more.file) {
+            Some(known) if known.finding == Finding::Whole => known.finding = more.finding,
+            Some(_) => {}
+            None => checks.push(more),
+        }
+    }
+    Ok(checks)
+}
+
+fn file_kind_name(kind: FileKind) -> &'static str {
     match kind {
+        FileKind::Snapshot => "snapshot",
+        FileKind::Identity => "identity",
+        FileKind::Peers => "peers",
+        FileKind::Lock => "lock",
+        FileKind::Unfinished => "unfinished",
+        FileKind::Foreign => "foreign",
+    }
+}
+
+/// A segment's kind; body segments, which came with a snapshot or a compaction, are told apart.
+fn kind_name(segment: &SegmentInfo) -> &'static str {
+    let is_bodies = segment.file.extension().is_some_and(|end| end == "body");
+    match segment.kind {
+        SegmentKind::Sealed if is_bodies => "bodies",
         SegmentKind::Sealed => "sealed",
         SegmentKind::Open => "open",
         SegmentKind::Blank => "prepared",
@@ -98,7 +142,12 @@ fn kind_name(kind: SegmentKind) -> &'static str {
     }
 }
 
-fn list(out: &mut impl Write, output: Output, all: &[SegmentInfo]) -> io::Result<ExitCode> {
+fn list(
+    out: &mut impl Write,
+    output: Output,
+    all: &[SegmentInfo],
+    files: &[FileInfo],
+) -> io::Result<ExitCode> {
     if output == Output::Table {
         writeln!(
             out,
@@ -110,7 +159,7 @@ fn list(out: &mut impl Write, output: Output, all: &[SegmentInfo]) -> io::Result
         match output {
             Output::Json => {
                 let row = json!({
-                    "segment": s.id, "kind": kind_name(s.kind), "first": s.first, "last": s.last,
+                    "file": s.file, "segment": s.id, "kind": kind_name(s), "first": s.first, "last": s.last,
                     "used": s.used, "bytes": s.bytes,
                 });
                 writeln!(out, "{row}")?;
@@ -122,14 +171,33 @@ fn list(out: &mut impl Write, output: Output, all: &[SegmentInfo]) -> io::Result
                     out,
                     "{:>10}  {:<10}  {first:>12}  {last:>12}  {:>12}  {:>12}",
                     s.id,
-                    kind_name(s.kind),
+                    kind_name(s),
                     s.used,
                     s.bytes
                 )?;
             }
         }
     }
+    for file in files {
+        list_file(out, output, file)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn list_file(out: &mut impl Write, output: Output, file: &FileInfo) -> io::Result<()> {
+    let kind = file_kind_name(file.kind);
+    match output {
+        Output::Json => {
+            let says: serde_json::Map<String, serde_json::Value> =
+                file.says.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+            writeln!(out, "{}", json!({"file": file.file, "kind": kind, "bytes": file.bytes, "says": says}))
+        }
+        Output::Table => {
+            let name = file.file.file_name().unwrap_or_default().to_string_lossy();
+            let says: Vec<String> = file.says.iter().map(|(name, value)| format!("{name} {value}")).collect();
+            writeln!(out, "{:>10}  {kind:<10}  {:>12}  {name}  {}", "-", file.bytes, says.join(", "))
+        }
+    }
 }
 
 fn verify(out: &mut impl Write, output: Output, checks: &[Check]) -> io::Result<ExitCode> {
@@ -186,7 +254,7 @@ fn dump(
     out: &mut impl Write,
     output: Output,
     disk: &dyn Disk,
-    dir: &std::path::Path,
+    dir: &Path,
     only: Option<u64>,
 ) -> io::Result<ExitCode> {
     let mut failed = None;
