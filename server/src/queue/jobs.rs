@@ -95,6 +95,12 @@ impl Jobs {
         self.index.get(id)
     }
 
+    /// Bytes of memory that they hold; those of the trees' nodes by rule of thumb.
+    pub fn bytes(&self) -> usize {
+        let sides = self.sides.bytes() + self.counts.bytes() + self.marks.bytes() + self.holds.bytes();
+        self.index.bytes() + self.records.bytes() + self.terms.bytes() + sides
+    }
+
     /// The jobs of the first page that has one with that id or a higher one, from that id on.
     pub fn page_from(&self, id: u64) -> Option<impl Iterator<Item = (u64, u32)>> {
         self.index.page_from(id)
@@ -281,6 +287,8 @@ impl Jobs {
 #[derive(Default)]
 struct Index {
     nodes: BTreeMap<u64, Box<Node>>,
+    /// Pages that there are, in all nodes.
+    pages: usize,
     /// The page of the last insert: kept though empty, because the next id likely falls on it.
     newest: u64,
 }
@@ -309,6 +317,10 @@ fn place_of(id: u64) -> usize {
 }
 
 impl Index {
+    fn bytes(&self) -> usize {
+        self.nodes.len() * (size_of::<Node>() + 24) + self.pages * size_of::<[u32; PAGE]>()
+    }
+
     fn get(&self, id: u64) -> Option<u32> {
         let page = self.nodes.get(&(id / NODE))?.pages[page_of(id)].as_ref()?;
         page[place_of(id)].checked_sub(1)
@@ -322,6 +334,7 @@ impl Index {
         }
         let node = self.nodes.entry(id / NODE).or_default();
         let page = page_of(id);
+        self.pages += usize::from(node.pages[page].is_none());
         let entry = &mut node.pages[page].get_or_insert_with(|| Box::new([0; PAGE]))[place_of(id)];
         assert!(*entry == 0, "job {id} is there already");
         *entry = slot + 1;
@@ -346,7 +359,7 @@ impl Index {
         if node.counts[page] > 0 {
             return;
         }
-        node.pages[page] = None;
+        self.pages -= usize::from(node.pages[page].take().is_some());
         node.live &= !(1 << page);
         if node.live == 0 {
             self.nodes.remove(&(id / NODE));
@@ -419,7 +432,7 @@ mod tests {
             index.remove(id);
         }
         let pages: u32 = index.nodes.values().map(|node| node.live.count_ones()).sum();
-        assert_eq!((index.nodes.len(), pages), (1, 1));
+        assert_eq!((index.nodes.len(), pages, index.pages), (1, 1, 1));
         index.insert(20_000, 1);
         assert_eq!(index.nodes.len(), 1);
         assert_eq!(index.page_from(0).and_then(|mut jobs| jobs.next()), Some((20_000, 1)));

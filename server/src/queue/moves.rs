@@ -28,7 +28,7 @@ impl Engine {
         let (pri, tube) = (record.pri, record.terms.tube);
         match self.jobs.state(slot) {
             JobState::Ready => {
-                let known = self.tubes.get_mut(tube).ready.remove(ReadyKey::new(pri, id));
+                let known = self.tubes.reorder(tube, |home| home.ready.remove(ReadyKey::new(pri, id)));
                 assert!(known, "job {id} is ready, so its tube knows it");
                 self.count_ready_out(tube, pri);
             }
@@ -41,7 +41,7 @@ impl Engine {
             }
             JobState::Buried => {
                 let key = TimeKey { at: self.jobs.clear_mark(slot), id };
-                let known = self.tubes.get_mut(tube).buried.remove(key);
+                let known = self.tubes.reorder(tube, |home| home.buried.remove(key));
                 assert!(known, "job {id} is buried, so its tube knows it");
                 self.totals.buried -= 1;
             }
@@ -59,11 +59,10 @@ impl Engine {
         self.jobs.set_place(slot, Place::Ready);
         let record = self.jobs.record(slot);
         let (pri, tube) = (record.pri, record.terms.tube);
-        let home = self.tubes.get_mut(tube);
-        home.ready.insert(ReadyKey::new(pri, id));
+        self.tubes.reorder(tube, |home| home.ready.insert(ReadyKey::new(pri, id)));
         self.totals.ready += 1;
         if pri < URGENT_BELOW {
-            home.urgent += 1;
+            self.tubes.get_mut(tube).urgent += 1;
             self.totals.urgent += 1;
         }
         self.became_ready(run, tube);
@@ -82,7 +81,8 @@ impl Engine {
         self.last_seq += 1;
         self.jobs.set_place(slot, Place::Buried(self.last_seq));
         let tube = self.jobs.tube(slot);
-        self.tubes.get_mut(tube).buried.insert(TimeKey { at: self.last_seq, id });
+        let key = TimeKey { at: self.last_seq, id };
+        self.tubes.reorder(tube, |home| home.buried.insert(key));
         self.totals.buried += 1;
     }
 
@@ -128,10 +128,11 @@ impl Engine {
 
     /// Changes a tube's delayed jobs and keeps the order of all tubes' first ones.
     pub(super) fn change_delayed(&mut self, tube: u32, change: impl FnOnce(&mut Runs<TimeKey>)) {
-        let delayed = &mut self.tubes.get_mut(tube).delayed;
-        let before = delayed.first();
-        change(delayed);
-        let after = delayed.first();
+        let (before, after) = self.tubes.reorder(tube, |home| {
+            let before = home.delayed.first();
+            change(&mut home.delayed);
+            (before, home.delayed.first())
+        });
         if before != after {
             if let Some(key) = before {
                 self.delayed.remove(key);

@@ -215,7 +215,7 @@ impl Engine {
         *state = State::Served;
         let (session, want) = (*session, *want);
         self.save_job(id, slot);
-        self.tubes.get_mut(tube).ready.pop_first();
+        self.tubes.reorder(tube, |home| home.ready.pop_first());
         self.count_ready_out(tube, key.pri);
         self.place_reserved(id, slot, session, want);
         run.effects.handouts.push(Handout { session, want, id, body: self.jobs.record(slot).body });

@@ -12,6 +12,13 @@ impl Engine {
         self.applied
     }
 
+    /// Bytes of memory that jobs, tubes and reservations hold; of trees' nodes by rule of thumb, else exact.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        let orders = self.delayed.bytes() + self.pauses.bytes() + self.reserved.bytes();
+        self.jobs.bytes() + self.tubes.bytes() + orders
+    }
+
     /// The highest stamp of any entry so far, in microseconds. Delays and pauses follow it.
     #[must_use]
     pub fn stamp(&self) -> u64 {

@@ -148,6 +148,11 @@ struct Shared {
 }
 
 impl TermsTable {
+    /// Bytes of memory that it holds; those of the tree's nodes by rule of thumb.
+    pub fn bytes(&self) -> usize {
+        self.slab.bytes() + self.slots.len() * (size_of::<Terms>() + size_of::<u32>()) * 3 / 2
+    }
+
     pub fn get(&self, slot: u32) -> Terms {
         self.slab[slot].terms
     }

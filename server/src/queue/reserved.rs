@@ -55,6 +55,11 @@ impl Reserved {
         assert!(known, "a held job is in both orders");
     }
 
+    /// Bytes of memory that they hold.
+    pub fn bytes(&self) -> usize {
+        self.by_deadline.bytes() + self.by_session.bytes()
+    }
+
     /// The session's reservations, the next to run out first.
     pub fn of_session(&self, node: u32, conn: u64) -> impl Iterator<Item = SessionKey> {
         let from = SessionKey::new(node, conn, 0, 0);

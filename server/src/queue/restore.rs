@@ -153,7 +153,7 @@ impl Engine {
     fn insert_ready(&mut self, ready: &mut Vec<(u32, ReadyKey)>) {
         ready.sort_unstable();
         for (tube, key) in ready.drain(..) {
-            self.tubes.get_mut(tube).ready.insert(key);
+            self.tubes.reorder(tube, |home| home.ready.insert(key));
         }
     }
 
@@ -178,7 +178,7 @@ impl Engine {
                 self.totals.delayed += 1;
             }
             Place::Buried(at) => {
-                home.buried.insert(TimeKey { at, id });
+                self.tubes.reorder(tube, |home| home.buried.insert(TimeKey { at, id }));
                 self.totals.buried += 1;
             }
             Place::Reserved(hold) => {

@@ -27,11 +27,13 @@ pub(super) struct Runs<K> {
     front: VecDeque<K>,
     rest: BTreeMap<K, VecDeque<K>>,
     len: usize,
+    /// Keys for which there is memory, in all runs.
+    room: usize,
 }
 
 impl<K> Default for Runs<K> {
     fn default() -> Self {
-        Runs { front: VecDeque::new(), rest: BTreeMap::new(), len: 0 }
+        Runs { front: VecDeque::new(), rest: BTreeMap::new(), len: 0, room: 0 }
     }
 }
 
@@ -39,6 +41,12 @@ impl<K: Copy + Ord> Runs<K> {
     /// Keys in it.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes of memory that it holds; those of the tree's nodes by rule of thumb.
+    pub fn bytes(&self) -> usize {
+        let node = (size_of::<K>() + size_of::<VecDeque<K>>()) * 3 / 2;
+        self.room * size_of::<K>() + self.rest.len() * node
     }
 
     /// The smallest key.
@@ -55,29 +63,39 @@ impl<K: Copy + Ord> Runs<K> {
         }
         let (low, run) = self.rest.range_mut(..=key).next_back().expect("the key is not below the first run");
         if run.len() < RUN_MAX {
-            return put_in_order(run, key);
+            self.room += put_in_order(run, key);
+            return;
         }
         let low = *low;
         let is_last = self.rest.last_key_value().is_some_and(|(last, _)| *last == low);
         let run = self.rest.get_mut(&low).expect("found a moment ago");
         if is_last && run.back().is_some_and(|back| *back < key) {
-            self.rest.insert(key, VecDeque::from([key]));
-            return;
+            return self.begin_run(key);
         }
-        let upper = halve(run, key);
-        self.rest.insert(*upper.front().expect("half of a full run"), upper);
+        let (upper, grown) = halve(run, key);
+        self.add_run(upper, grown);
+    }
+
+    fn begin_run(&mut self, key: K) {
+        self.add_run(VecDeque::from([key]), 0);
+    }
+
+    /// Adds a run after another one grew by room for so many keys.
+    fn add_run(&mut self, run: VecDeque<K>, grown: usize) {
+        self.room += run.capacity() + grown;
+        self.rest.insert(*run.front().expect("a new run has a key"), run);
     }
 
     fn insert_front(&mut self, key: K) {
         if self.front.len() < RUN_MAX {
-            return put_in_order(&mut self.front, key);
-        }
-        if self.rest.is_empty() && self.front.back().is_some_and(|back| *back < key) {
-            self.rest.insert(key, VecDeque::from([key]));
+            self.room += put_in_order(&mut self.front, key);
             return;
         }
-        let upper = halve(&mut self.front, key);
-        self.rest.insert(*upper.front().expect("half of a full run"), upper);
+        if self.rest.is_empty() && self.front.back().is_some_and(|back| *back < key) {
+            return self.begin_run(key);
+        }
+        let (upper, grown) = halve(&mut self.front, key);
+        self.add_run(upper, grown);
     }
 
     /// Takes the smallest key.
@@ -127,8 +145,10 @@ impl<K: Copy + Ord> Runs<K> {
             return;
         }
         if let Some((_, run)) = self.rest.pop_first() {
+            self.room -= self.front.capacity();
             self.front = run;
         } else if self.front.capacity() > KEEP_MAX {
+            self.room -= self.front.capacity();
             self.front = VecDeque::new();
         }
     }
@@ -146,29 +166,33 @@ impl<K: Copy + Ord> Runs<K> {
                 Some((_, previous)) => previous,
                 None => &mut self.front,
             };
+            let before = previous.capacity() + run.capacity();
             previous.extend(run);
+            self.room = self.room + previous.capacity() - before;
         }
     }
 }
 
-fn put_in_order<K: Copy + Ord>(run: &mut VecDeque<K>, key: K) {
+/// Answers by how many keys the run's memory grew.
+fn put_in_order<K: Copy + Ord>(run: &mut VecDeque<K>, key: K) -> usize {
+    let before = run.capacity();
     if run.back().is_none_or(|back| *back < key) {
-        return run.push_back(key);
+        run.push_back(key);
+    } else {
+        let place = run.partition_point(|k| *k < key);
+        debug_assert!(run[place] != key, "keys are distinct");
+        run.insert(place, key);
     }
-    let place = run.partition_point(|k| *k < key);
-    debug_assert!(run[place] != key, "keys are distinct");
-    run.insert(place, key);
+    run.capacity() - before
 }
 
-/// Splits a full run and puts the key into its half; answers the upper half.
-fn halve<K: Copy + Ord>(run: &mut VecDeque<K>, key: K) -> VecDeque<K> {
+/// Splits a full run and puts the key into its half; answers the upper half, and by how many keys the memory of the lower one
+/// grew.
+fn halve<K: Copy + Ord>(run: &mut VecDeque<K>, key: K) -> (VecDeque<K>, usize) {
     let mut upper = run.split_off(RUN_MAX / 2);
-    if upper.front().is_some_and(|first| key < *first) {
-        put_in_order(run, key);
-    } else {
-        put_in_order(&mut upper, key);
-    }
-    upper
+    let below = upper.front().is_some_and(|first| key < *first);
+    let grown = put_in_order(if below { &mut *run } else { &mut upper }, key);
+    (upper, if below { grown } else { 0 })
 }
 
 #[cfg(test)]
@@ -187,6 +211,8 @@ mod tests {
             runs.front.len() <= RUN_MAX && runs.rest.values().all(|run| (1..=RUN_MAX).contains(&run.len()))
         );
         assert!(!runs.front.is_empty() || runs.rest.is_empty());
+        let room = runs.front.capacity() + runs.rest.values().map(VecDeque::capacity).sum::<usize>();
+        assert_eq!(runs.room, room, "the account of its memory is exact");
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) struct Slab<T, const N: usize> {
     vacant: BTreeSet<u32>,
 }
 
+/// What a tree's entry takes beside its key, by rule of thumb.
+const TREE_ENTRY_BYTES: usize = 8;
+
 struct Chunk<T> {
     used: [u64; WORDS],
     count: usize,
@@ -75,6 +78,14 @@ impl<T: Default, const N: usize> Slab<T, N> {
             self.chunks[number as usize] = None;
         }
         value
+    }
+
+    /// Bytes of memory that it holds, without what its values hold elsewhere.
+    pub fn bytes(&self) -> usize {
+        let live = self.chunks.len() - self.vacant.len();
+        let chunk = size_of::<Chunk<T>>() + N * size_of::<T>();
+        let tree = (self.open.len() + self.vacant.len()) * TREE_ENTRY_BYTES;
+        live * chunk + self.chunks.capacity() * size_of::<usize>() + tree
     }
 
     /// The value, if the slot is in use.
@@ -160,5 +171,6 @@ mod tests {
             slab.insert(value);
         }
         assert_eq!(slab.chunks.len(), 10, "places of chunks are reused");
+        assert!((10 * 64 * 8..10 * 64 * 8 + 2000).contains(&slab.bytes()), "{}", slab.bytes());
     }
 }

@@ -115,6 +115,14 @@ impl Engine {
         }
     }
 
+    /// Bytes of records kept for an image that is being taken; 0 while none is.
+    #[must_use]
+    pub fn saving_bytes(&self) -> usize {
+        let Some(saving) = &self.saving else { return 0 };
+        saving.tubes.len() * size_of::<SavedTube>() * 3 / 2
+            + saving.jobs.len() * size_of::<SavedJob>() * 3 / 2
+    }
+
     /// A hash of the whole state (FNV-1a of its image): equal states have equal digests on every node.
     #[must_use]
     pub fn digest(&self) -> u64 {

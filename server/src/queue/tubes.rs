@@ -79,6 +79,10 @@ impl Tube {
     pub fn jobs(&self) -> u64 {
         (self.ready.len() + self.delayed.len() + self.buried.len()) as u64 + self.reserved
     }
+    /// Bytes of memory that its orders hold.
+    pub fn order_bytes(&self) -> usize {
+        self.ready.bytes() + self.delayed.bytes() + self.buried.bytes()
+    }
     /// What it would hand out next.
     pub fn next_ready(&self) -> Option<ReadyKey> {
         if self.is_paused() { None } else { self.ready.first() }
@@ -92,7 +96,14 @@ pub(super) struct Tubes {
     names: Names,
     /// Slots in the order of creation.
     order: BTreeMap<u64, u32>,
+    /// Bytes of memory that all tubes' orders hold.
+    order_bytes: usize,
+    /// Bytes of all tubes' names.
+    name_bytes: usize,
 }
+
+/// What a tube costs beside its record and its name: entries of a tree and of a hash table, and a name's counts.
+const TUBE_COST: usize = 96;
 
 impl Tubes {
     pub fn find(&self, name: &str) -> Option<u32> {
@@ -106,6 +117,8 @@ impl Tubes {
 
     pub fn insert(&mut self, tube: Tube) -> u32 {
         let (name, born) = (tube.name.clone(), tube.born);
+        self.order_bytes += tube.order_bytes();
+        self.name_bytes += name.len();
         let slot = self.slab.insert(tube);
         self.names.insert(name, slot);
         self.order.insert(born, slot);
@@ -114,6 +127,8 @@ impl Tubes {
 
     pub fn remove(&mut self, slot: u32) {
         let tube = self.slab.remove(slot);
+        self.order_bytes -= tube.order_bytes();
+        self.name_bytes -= tube.name.len();
         self.names.remove(&tube.name);
         self.order.remove(&tube.born);
     }
@@ -122,8 +137,28 @@ impl Tubes {
         &self.slab[slot]
     }
 
+    /// For all but the orders of its jobs: see [`Tubes::reorder`].
     pub fn get_mut(&mut self, slot: u32) -> &mut Tube {
         &mut self.slab[slot]
+    }
+
+    /// Changes the orders of a tube's jobs, and keeps account of their memory.
+    pub fn reorder<R>(&mut self, slot: u32, change: impl FnOnce(&mut Tube) -> R) -> R {
+        let tube = &mut self.slab[slot];
+        let before = tube.order_bytes();
+        let result = change(tube);
+        self.order_bytes = self.order_bytes + tube.order_bytes() - before;
+        result
+    }
+
+    /// Bytes of memory that they hold.
+    pub fn bytes(&self) -> usize {
+        self.slab.bytes() + self.order_bytes + self.name_bytes + self.order.len() * TUBE_COST
+    }
+
+    /// Bytes of memory that all tubes' orders hold, counted anew.
+    pub fn order_bytes_recounted(&self) -> (usize, usize) {
+        (self.order_bytes, self.born_since(0).map(|(_, tube)| tube.order_bytes()).sum())
     }
 
     /// The tube, if it is still there.

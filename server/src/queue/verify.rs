@@ -61,6 +61,8 @@ impl Engine {
             verify_tube(tube, expected, &mut totals)?;
         }
         expect(tubes.is_empty(), || "a job is in a tube that is not there".to_owned())?;
+        let (counted, recounted) = self.tubes.order_bytes_recounted();
+        expect(counted == recounted, || format!("orders hold {recounted} bytes, not {counted}"))?;
         expect(totals == self.totals, || format!("totals are {:?}, not {totals:?}", self.totals))?;
         same("first delayed jobs", heads, self.delayed.iter())?;
         same("pauses", pauses, self.pauses.iter())?;
