@@ -114,4 +114,6 @@ pub enum BadRequest {
     JobTooBig,
     /// `EXPECTED_CRLF`, after the body and two bytes were swallowed.
     ExpectedCrlf,
+    /// `OUT_OF_MEMORY`, after the body was swallowed: the server takes no bodies now.
+    NoRoom,
 }

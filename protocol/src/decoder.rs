@@ -5,7 +5,7 @@
 //!   too    │            │ put               │ rest of a long line gone
 //!   long ──┤            ▼                   │
 //!          │   fits: Body ─► request        │
-//!          ▼   too big: Swallow ─► JOB_TOO_BIG
+//!          ▼   too big: Swallow ─► JOB_TOO_BIG, or OUT_OF_MEMORY where bodies are refused
 //!       Discard ───────────────► BAD_FORMAT ┘
 //! ```
 
@@ -22,8 +22,8 @@ enum State {
     Line,
     /// The body of a put, and its CRLF, come next.
     Body(PutHeader),
-    /// The body of a put that is too big is thrown away; so many bytes are left.
-    Swallow(u64),
+    /// The body of a put that is not taken is thrown away; so many bytes are left, and this is why.
+    Swallow(u64, BadRequest),
     /// A line that is too long is thrown away up to its end.
     Discard,
 }
@@ -36,6 +36,8 @@ pub struct Decoder {
     /// While a line comes in: bytes at the buffer's start that are known to hold no line end, so that each
     /// byte is looked at once however it trickles in. While a body comes in: bytes of it that are there.
     scanned: usize,
+    /// Bodies of puts that begin now are not taken.
+    refusing: bool,
 }
 
 /// A line could be cut, has not come whole, or is too long.
@@ -49,7 +51,7 @@ impl Decoder {
     /// A decoder at the start of a connection; bodies of up to `max_job_size` bytes are accepted.
     #[must_use]
     pub fn new(max_job_size: u32) -> Self {
-        Decoder { state: State::Line, max_job_size, scanned: 0 }
+        Decoder { state: State::Line, max_job_size, scanned: 0, refusing: false }
     }
 
     /// Calls `f` with the next whole request in `buf` and consumes it; none when more bytes are needed. What
@@ -89,15 +91,15 @@ impl Decoder {
                     },
                 },
                 State::Body(header) => return self.body(buf, header).map(f),
-                State::Swallow(left) => {
+                State::Swallow(left, why) => {
                     let now = left.min(buf.len() as u64);
                     buf.advance(now as usize);
                     if now < left {
-                        self.state = State::Swallow(left - now);
+                        self.state = State::Swallow(left - now, why);
                         return None;
                     }
                     self.state = State::Line;
-                    return Some(f(Request::Bad(BadRequest::JobTooBig)));
+                    return Some(f(Request::Bad(why)));
                 }
                 State::Discard => {
                     if !discard_line(buf) {
@@ -116,7 +118,25 @@ impl Decoder {
     pub fn body_missing(&self) -> usize {
         match self.state {
             State::Body(header) => (header.bytes as usize + 2).saturating_sub(self.scanned),
-            State::Line | State::Swallow(_) | State::Discard => 0,
+            State::Line | State::Swallow(..) | State::Discard => 0,
+        }
+    }
+
+    /// Whether bodies of puts that begin from now on are thrown away as they come, and answered by
+    /// [`BadRequest::NoRoom`]. One that has begun is not affected.
+    pub fn refuse_bodies(&mut self, refuse: bool) {
+        self.refusing = refuse;
+    }
+
+    /// Gives up the body that is coming in, if one is: what has come of it is thrown away, and so is the rest as it
+    /// comes. `buf` is the buffer of the last [`Decoder::next`].
+    pub fn give_up_body(&mut self, buf: &mut BytesMut) {
+        if let State::Body(header) = self.state {
+            let whole = header.bytes as usize + 2;
+            let come = whole.min(buf.len());
+            buf.advance(come);
+            self.scanned = 0;
+            self.state = State::Swallow((whole - come) as u64, BadRequest::NoRoom);
         }
     }
 
@@ -153,7 +173,9 @@ impl Decoder {
 
     fn after_put(&self, header: PutHeader) -> State {
         if header.bytes > self.max_job_size {
-            State::Swallow(u64::from(header.bytes) + 2)
+            State::Swallow(u64::from(header.bytes) + 2, BadRequest::JobTooBig)
+        } else if self.refusing {
+            State::Swallow(u64::from(header.bytes) + 2, BadRequest::NoRoom)
         } else {
             State::Body(header)
         }

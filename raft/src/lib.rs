@@ -84,7 +84,7 @@ pub use error::{
 pub use leadership::Leadership;
 pub use link::{Link, LinkReceiver, LinkSender};
 pub use net::{Net, TcpNet, Wire};
-pub use node::{Node, Role, Status};
+pub use node::{LogMemory, Node, Role, Status};
 pub use options::{Options, Peering};
 pub use payload::{BodyAddr, Payload};
 pub use progress::MemberStatus;

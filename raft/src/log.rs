@@ -209,6 +209,11 @@ impl Log {
         }
     }
 
+    /// What the ring's entries cost, in bytes.
+    pub(crate) fn ring_in_use(&self) -> usize {
+        self.inner.lock().ring.bytes()
+    }
+
     /// What the core believes.
     pub(crate) fn state(&self) -> LogState {
         self.inner.lock().state

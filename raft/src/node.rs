@@ -68,6 +68,15 @@ struct Inner {
     flusher: Mutex<Option<Flusher>>,
 }
 
+/// What a log holds in memory, for statistics and for admission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogMemory {
+    /// Recent entries, kept for apply and for hot bodies.
+    pub ring_bytes: u64,
+    /// Payloads proposed through this node whose fate is not known; most of them are in the ring as well.
+    pub proposed_bytes: u64,
+}
+
 /// What a proposal costs of the in-flight budget besides its bytes.
 const PROPOSAL_COST: usize = 256;
 
@@ -389,6 +398,17 @@ impl Node {
         let mut fatal = self.inner.log.watch_fatal();
         let reason = fatal.wait_for(Option::is_some).await;
         reason.ok().and_then(|reason| reason.clone()).unwrap_or(Fatal::Shutdown)
+    }
+
+    /// What the log holds in memory now.
+    #[must_use]
+    pub fn log_memory(&self) -> LogMemory {
+        let inner = &*self.inner;
+        let free = u64::try_from(inner.admission.available_permits()).unwrap_or(u64::MAX);
+        LogMemory {
+            ring_bytes: inner.log.ring_in_use() as u64,
+            proposed_bytes: u64::from(inner.max_inflight).saturating_sub(free),
+        }
     }
 
     /// The handle to read and account bodies.

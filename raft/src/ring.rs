@@ -47,6 +47,11 @@ impl Ring {
         self.bytes >= self.limit && self.entries.front().is_some_and(|slot| slot.number > self.written)
     }
 
+    /// What its entries cost, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Appends an entry and answers its number. Older entries make room when they are written.
     pub(crate) fn push(&mut self, entry: Entry) -> u64 {
         if self.entries.back().is_some_and(|last| last.entry.log_id.index + 1 != entry.log_id.index) {

@@ -18,6 +18,8 @@ use beanpole_protocol::MAX_JOB_SIZE_LIMIT;
 const PEER_PORT: u16 = 11390;
 /// The smallest segment that makes sense: room for the largest default job and its record.
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// A server needs this much before the first job.
+const MEMORY_LIMIT_MIN: u64 = 64 << 20;
 /// Segments are mapped whole and their offsets are 32 bit.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
@@ -71,6 +73,16 @@ pub struct ServeArgs {
     /// Bytes of log to keep behind the newest snapshot [default: 256MiB]
     #[arg(long, env = "BEANPOLE_LOG_RETENTION", value_name = "SIZE")]
     pub log_retention: Option<Size>,
+
+    /// Memory that the server may use; puts are slowed and refused before it is used up. The limits of cgroups and of the
+    /// machine hold as well [default: those limits]
+    #[arg(long, env = "BEANPOLE_MEMORY_LIMIT", value_name = "SIZE")]
+    pub memory_limit: Option<Size>,
+
+    /// How readily the kernel kills this process when memory runs out, -1000 (never) to 1000; lowering it needs privileges
+    /// [default: unchanged]
+    #[arg(long, env = "BEANPOLE_OOM_SCORE_ADJ", value_name = "N", allow_negative_numbers = true)]
+    pub oom_score_adj: Option<i16>,
 
     /// Least severe log line to print: error, warn, info, debug or trace [default: info]
     #[arg(long, env = "BEANPOLE_LOG_LEVEL", value_name = "LEVEL")]
@@ -145,6 +157,10 @@ pub struct Settings {
     pub snapshot_every: u64,
     /// Bytes of log kept behind the newest snapshot.
     pub log_retention: u64,
+    /// Memory that the process may use, in bytes, if less than cgroups and machine allow.
+    pub memory_limit: Option<u64>,
+    /// The process's own `oom_score_adj`; none leaves it as it is.
+    pub oom_score_adj: Option<i16>,
     /// Least severe log line to print.
     pub log_level: LogLevel,
     /// Form of log lines.
@@ -268,6 +284,8 @@ struct File {
     segment_size: Option<FileSize>,
     snapshot_every: Option<FileSize>,
     log_retention: Option<FileSize>,
+    memory_limit: Option<FileSize>,
+    oom_score_adj: Option<i16>,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
 }
@@ -284,6 +302,8 @@ const KEYS: &[&str] = &[
     "segment-size",
     "snapshot-every",
     "log-retention",
+    "memory-limit",
+    "oom-score-adj",
     "log-level",
     "log-format",
 ];
@@ -362,6 +382,12 @@ impl Settings {
                 0,
                 1 << 50,
             )?,
+            memory_limit: args
+                .memory_limit
+                .or(file.memory_limit.map(|key| key.0))
+                .map(|limit| checked("memory-limit", limit.0, MEMORY_LIMIT_MIN, u64::MAX))
+                .transpose()?,
+            oom_score_adj: oom_score_adj(args.oom_score_adj.or(file.oom_score_adj))?,
             log_level: verbosity(args.verbose, args.log_level.or(file.log_level).unwrap_or(LogLevel::Info)),
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         };
@@ -421,6 +447,17 @@ fn parse_peers(list: &str, own: u32) -> Result<BTreeMap<u64, String>, ConfigErro
         return Err(bad(format!("this node, {own}, is not among them")));
     }
     Ok(peers)
+}
+
+fn oom_score_adj(value: Option<i16>) -> Result<Option<i16>, ConfigError> {
+    match value {
+        Some(value) if !(-1000..=1000).contains(&value) => Err(ConfigError::OutOfRange {
+            setting: "oom-score-adj",
+            value: value.to_string(),
+            limits: "between -1000 and 1000".to_owned(),
+        }),
+        value => Ok(value),
+    }
 }
 
 /// `-V` raises the level, never lowers it.
@@ -571,6 +608,17 @@ mod tests {
         assert!(e.contains("max-job-size is 2GiB") && e.contains("1GiB"), "{e}");
         let args = ServeArgs { listen: Some("a:b".into()), ..ServeArgs::default() };
         assert!(Settings::merge(&args, File::default()).is_err());
+    }
+
+    #[test]
+    fn memory_settings_are_checked() {
+        let s = merged(&ServeArgs::default(), "memory-limit = \"256MiB\"\noom-score-adj = -500\n");
+        assert_eq!((s.memory_limit, s.oom_score_adj), (Some(256 << 20), Some(-500)));
+        let small = ServeArgs { memory_limit: Some(Size(1 << 20)), ..ServeArgs::default() };
+        let e = Settings::merge(&small, File::default()).unwrap_err().to_string();
+        assert!(e.contains("memory-limit is 1MiB") && e.contains("64MiB"), "{e}");
+        let far = ServeArgs { oom_score_adj: Some(1001), ..ServeArgs::default() };
+        assert!(Settings::merge(&far, File::default()).is_err());
     }
 
     #[test]

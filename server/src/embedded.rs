@@ -49,7 +49,6 @@ pub struct Embedded {
     shared: Arc<Shared>,
     node: Node,
     tasks: [AbortHandle; 2],
-    pool: Arc<net::Pool>,
     max_job_size: u32,
     clients: Mutex<Vec<memory::Breaker>>,
 }
@@ -72,8 +71,7 @@ impl Embedded {
         let machine = Watched { machine: Machine::new(shared.clone()), shared: shared.clone(), witness };
         let node = Node::start(options, machine).await.inspect_err(|_| replies.abort())?;
         let part = tokio::spawn(take_part(shared.clone(), node.clone(), false)).abort_handle();
-        let (pool, clients) = (Arc::default(), Mutex::default());
-        Ok(Embedded { shared, node, tasks: [replies, part], pool, max_job_size, clients })
+        Ok(Embedded { shared, node, tasks: [replies, part], max_job_size, clients: Mutex::default() })
     }
 
     /// A client connects; none while the node sends clients elsewhere.
@@ -85,7 +83,7 @@ impl Embedded {
         let mut clients = self.clients.lock();
         clients.retain(|client| !client.is_over());
         clients.push(breaker);
-        net::serve_client(net::Stream::Memory(stream), &self.shared, &self.pool, self.max_job_size);
+        net::serve_client(net::Stream::Memory(stream), &self.shared, self.max_job_size);
         Some(client)
     }
 

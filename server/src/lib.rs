@@ -8,6 +8,7 @@
 use std::process::ExitCode;
 
 mod admin;
+mod admission;
 mod cli;
 mod clock;
 mod cluster;

@@ -18,9 +18,11 @@ use beanpole_raft::{Bodies, BodyAddr, Node, Outcome, Payload, Proposal, Snapshot
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::admission::{Admission, Parts, Stance};
 use crate::cluster::report::{Addresses, Reports};
 use crate::gateway::{ColdRead, Gateway};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
+use crate::net::Pool;
 use crate::queue::{Effects, Engine, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
@@ -33,6 +35,9 @@ const AWAKE_MAX: Duration = Duration::from_micros(300);
 
 /// The same when other nodes have a say: where several nodes share processors, a thread that stays awake for longer takes from them.
 const AWAKE_IN_CLUSTER_MAX: Duration = Duration::from_micros(100);
+
+/// Clients' buffers may always take this much, however small the budget.
+const BUFFERS_MIN: usize = 4 << 20;
 
 /// How long after a refused entry its commands are proposed again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -52,6 +57,12 @@ pub struct Shared {
     office: watch::Sender<(u64, u64)>,
     /// How the nodes are, for operators.
     pub reports: Reports,
+    /// How this node's memory is, and what follows from it.
+    pub admission: Admission,
+    /// What the leader allows: while this node leads, the worst of all voters.
+    word: watch::Sender<Stance>,
+    /// Read buffers of clients' connections.
+    pub pool: Arc<Pool>,
     addresses: OnceLock<Addresses>,
 }
 
@@ -67,6 +78,9 @@ impl Shared {
             walls: Notify::new(),
             office: watch::Sender::new((0, 0)),
             reports: Reports::default(),
+            admission: Admission::default(),
+            word: watch::Sender::new(Stance::default()),
+            pool: Arc::default(),
             addresses: OnceLock::new(),
         })
     }
@@ -79,6 +93,53 @@ impl Shared {
     /// Where this process can be reached.
     pub fn addresses(&self) -> Addresses {
         self.addresses.get().cloned().unwrap_or_default()
+    }
+
+    // ---- admission ----
+
+    /// This node's own memory allows something else than before.
+    pub fn heed_own_stance(&self) {
+        self.gateway.lock().set_own_stance(self.admission.own());
+    }
+
+    /// While this node leads: what puts meet in the whole cluster is the worst of what its voters' memory allows, as far as they
+    /// have told lately.
+    pub fn decide_for(&self, voters: &[u64]) {
+        let stance = self.reports.stances(voters).fold(self.admission.own(), Stance::worst);
+        self.hear_word(stance);
+    }
+
+    /// The leader's word.
+    pub fn hear_word(&self, stance: Stance) {
+        self.gateway.lock().hear_stance(stance);
+        self.word.send_if_modified(|known| std::mem::replace(known, stance) != stance);
+    }
+
+    /// The leader's word, now and at each change.
+    pub fn watch_word(&self) -> watch::Receiver<Stance> {
+        self.word.subscribe()
+    }
+
+    /// How much may be used for what clients send and do not complete, and for replies that they do not take, of a budget.
+    pub fn set_buffer_limits(&self, budget: u64) {
+        let part = |of: u64| usize::try_from(budget / of).unwrap_or(usize::MAX).max(BUFFERS_MIN);
+        self.pool.set_limit(part(8));
+        self.gateway.lock().set_reply_limit(part(16));
+    }
+
+    /// What grows with what clients do, by our own counters.
+    pub fn memory_parts(&self) -> Parts {
+        let gateway = self.gateway.lock();
+        let log = gateway.log_memory();
+        Parts {
+            index: gateway.engine().index_bytes() as u64,
+            snapshot: gateway.engine().saving_bytes() as u64,
+            batches: gateway.batch_bytes() as u64,
+            reads: self.pool.used() as u64,
+            replies: gateway.unread_replies().0 as u64,
+            ring: log.ring_bytes,
+            proposed: log.proposed_bytes,
+        }
     }
 
     /// Wakes whoever has something to do for the gateway as it is now.

@@ -15,6 +15,7 @@ use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Options, Peering, StartErr
 use bytes::BytesMut;
 
 use crate::admin;
+use crate::admission;
 use crate::clock::{Clocks, SystemTimeSource};
 use crate::cluster::{self, report::Addresses};
 use crate::config::{ConfigError, ServeArgs, Settings};
@@ -32,6 +33,15 @@ const LET_GO_WITHIN_US: u64 = 150_000;
 const LET_GO_MAX: Duration = Duration::from_millis(300);
 /// How often a stopping server looks whether it has settled.
 const SETTLE_POLL: Duration = Duration::from_millis(2);
+
+/// The log's ring takes this part of a small budget ...
+const RING_PART: u64 = 16;
+/// ... but at least a full entry and the next one.
+const RING_BYTES_MIN: usize = 4 << 20;
+/// Proposals under way take this part of a small budget ...
+const INFLIGHT_PART: u64 = 8;
+/// ... but at least as many full entries as may be under way.
+const INFLIGHT_BYTES_MIN: usize = 8 << 20;
 
 /// Exit code of a start that was refused: bad settings, a taken port, an unusable data directory.
 const EXIT_REFUSED: u8 = 2;
@@ -76,6 +86,7 @@ fn prepare(args: &ServeArgs) -> Result<Prepared, Refusal> {
     let settings = Settings::load(args)?;
     logging::init(settings.log_level, settings.log_format);
     raise_file_limit();
+    set_oom_score(settings.oom_score_adj);
     let clients = net::bind(&settings.listen, "listen")?;
     let admin = settings.admin_listen.as_ref().map(|at| net::bind(at, "admin-listen")).transpose()?;
     let peers =
@@ -88,6 +99,14 @@ fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// How readily the kernel kills this process, if the settings say so.
+fn set_oom_score(value: Option<i16>) {
+    let Some(value) = value else { return };
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        tracing::warn!(value, %error, "cannot set oom-score-adj; lowering it needs CAP_SYS_RESOURCE");
     }
 }
 
@@ -118,6 +137,7 @@ impl Prepared {
             admin: admin.as_ref().map_or_else(String::new, Bound::address),
             started_ms: unix_ms(),
         });
+        admission::watch(&shared, settings.memory_limit)?;
         tracing::info!(
             clients = clients.address(),
             admin = admin.as_ref().map(Bound::address),
@@ -133,7 +153,7 @@ impl Prepared {
         let admin = admin::Admin::start(admin, shared.clone())?;
 
         let started = std::time::Instant::now();
-        let options = options(&settings, peers)?;
+        let options = options(&settings, peers, shared.admission.memory().reading.budget)?;
         let clustered = options.peering.is_some();
         let node = tokio::select! {
             node = Node::start(options, Machine::new(shared.clone())) => node?,
@@ -166,8 +186,15 @@ fn unix_ms() -> u64 {
     since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn options(settings: &Settings, peers: Option<Bound>) -> std::io::Result<Options> {
+/// `budget`: memory that may be used, in bytes; 0 if that is not known.
+fn options(settings: &Settings, peers: Option<Bound>, budget: u64) -> std::io::Result<Options> {
     let mut options = Options::new(&settings.data_dir);
+    if budget > 0 {
+        let part = |of: u64| usize::try_from(budget / of).unwrap_or(usize::MAX);
+        options.ring_bytes = part(RING_PART).clamp(RING_BYTES_MIN, options.ring_bytes);
+        options.max_inflight_bytes =
+            part(INFLIGHT_PART).clamp(INFLIGHT_BYTES_MIN, options.max_inflight_bytes);
+    }
     options.node_id = u64::from(settings.node_id);
     if let (Some(peering), Some(Bound::Tcp(listener))) = (&settings.peering, peers) {
         let own = peering.peers.get(&u64::from(settings.node_id));

@@ -64,6 +64,11 @@ fn scaled(text: &str, units: &[(&str, u64)], known: &'static str) -> Result<u64,
     number.checked_mul(factor).ok_or_else(|| UnitError::TooLarge(text.to_owned()))
 }
 
+/// A number of bytes for a line that people read: whole MiB.
+pub fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
 impl FromStr for Size {
     type Err = UnitError;
     fn from_str(text: &str) -> Result<Self, UnitError> {

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use crate::connection::Connection;
 use crate::server::free_port;
-use crate::wait;
+use crate::{cgroup, wait};
 
 /// How long a node's admin HTTP may take to answer.
 const ADMIN_LIMIT: Duration = Duration::from_millis(500);
@@ -57,13 +57,15 @@ struct Node {
     is_founder: bool,
     /// Where it keeps its data, if not beside the others.
     data: Option<PathBuf>,
+    /// The directory of the cgroup that it is born in.
+    cgroup: Option<PathBuf>,
     child: Option<Child>,
 }
 
 impl Node {
     fn new(is_founder: bool) -> Node {
         let (clients, admin, peers) = (free_port(), free_port(), free_port());
-        Node { clients, admin, peers, is_founder, data: None, child: None }
+        Node { clients, admin, peers, is_founder, data: None, cgroup: None, child: None }
     }
 }
 
@@ -117,6 +119,12 @@ impl Cluster {
         self
     }
 
+    /// With a node in this cgroup, by its directory.
+    pub fn within(mut self, id: u64, cgroup: &Path) -> Cluster {
+        self.node_mut(id).cgroup = Some(cgroup.to_owned());
+        self
+    }
+
     /// A node that does not belong to the cluster yet and knows nobody: its id, which was never used before.
     pub fn new_node(&mut self) -> u64 {
         self.nodes.push(Node::new(false));
@@ -167,7 +175,7 @@ impl Cluster {
     pub fn start_node(&mut self, id: u64) {
         assert!(!self.is_running(id), "n{id} runs");
         let stderr = File::options().create(true).append(true).open(self.log_path(id));
-        let child = Command::new(&self.binary)
+        let child = cgroup::command(&self.binary, self.node(id).cgroup.as_deref())
             .args(self.arguments(id))
             .envs(
                 self.environment

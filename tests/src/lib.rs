@@ -15,12 +15,14 @@
 //!   tests/membership.rs             who belongs       --> cluster
 //!   tests/clocks.rs                 clocks that jump  --> chaos, cluster
 //!   tests/power_cut.rs              disks that forget --> forgetful_disk, cluster
+//!   tests/pressure.rs               little memory     --> cgroup, flood, server, cluster
 //!   bin/chaos.rs                    random faults     --> chaos
 //!   tests/sim.rs                    simulated time    --> sim
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
 
+pub mod cgroup;
 pub mod chaos;
 pub mod cluster;
 pub mod connection;
@@ -28,6 +30,7 @@ pub mod crash;
 pub mod differential;
 pub mod extra;
 pub mod failover;
+pub mod flood;
 pub mod forgetful_disk;
 pub mod namespaces;
 pub mod procfs;

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::connection::Connection;
 use crate::wait::PATIENCE;
-use crate::{extra, procfs, wait};
+use crate::{cgroup, extra, procfs, wait};
 
 /// The product behind a [`Server`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct Setup {
     persistent: bool,
     flags: Vec<String>,
     environment: Vec<(String, String)>,
+    /// The directory of the cgroup that it is born in.
+    cgroup: Option<PathBuf>,
 }
 
 impl Setup {
@@ -65,7 +67,14 @@ impl Setup {
             persistent: kind == Kind::Beanpole,
             flags: Vec::new(),
             environment: Vec::new(),
+            cgroup: None,
         }
+    }
+
+    /// In this cgroup, by its directory.
+    pub fn within(mut self, cgroup: &Path) -> Setup {
+        self.cgroup = Some(cgroup.to_owned());
+        self
     }
 
     /// With a directory that the caller owns and that outlives the server.
@@ -115,7 +124,7 @@ impl Setup {
     }
 
     fn command(&self, data_dir: &Path, port: u16, admin_port: u16) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = cgroup::command(&self.binary, self.cgroup.as_deref());
         match self.kind {
             Kind::Beanpole => {
                 command.arg("serve").arg("--data-dir").arg(data_dir);

@@ -33,6 +33,7 @@ pub fn verdict(request: &Request<'_>) -> String {
         Request::Bad(BadRequest::BadFormat) => "bad format".into(),
         Request::Bad(BadRequest::UnknownCommand) => "unknown".into(),
         Request::Bad(BadRequest::JobTooBig) => "job too big".into(),
+        Request::Bad(BadRequest::NoRoom) => "no room".into(),
         Request::Bad(BadRequest::ExpectedCrlf) => "expected CRLF".into(),
     }
 }

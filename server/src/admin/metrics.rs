@@ -14,15 +14,15 @@ use prometheus_client::registry::Registry;
 
 use beanpole_raft::Space;
 
-use super::View;
+use super::{View, memory};
 use crate::gateway::Gateway;
 
 /// Tubes with values of their own, at most: those that hold most jobs. The others are in the totals only, so that 100,000
 /// tubes do not make 600,000 time series.
 const TUBES_MAX: usize = 100;
 
-type Labels = Vec<(&'static str, String)>;
-type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
+pub(super) type Labels = Vec<(&'static str, String)>;
+pub(super) type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
 
 pub(super) async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse {
     let mut registry = Registry::with_prefix("beanpole");
@@ -32,6 +32,7 @@ pub(super) async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse 
         tubes(&mut registry, &gateway);
         clients(&mut registry, &gateway);
     }
+    memory::metrics(&mut registry, &view);
     log(&mut registry, &view);
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -44,11 +45,11 @@ pub(super) async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse 
     }
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(super) fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
     registry.register(name, help, ConstGauge::new(value));
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+pub(super) fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     registry.register(name, help, ConstCounter::new(value));
 }
 

@@ -6,6 +6,8 @@
 //! | `GET /readyz` | 200 when commands are served, else 503 and why |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /api/v1/cluster` | node, leader, term, log positions |
+//! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
+//! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
@@ -23,6 +25,7 @@
 mod api;
 mod backup;
 mod members;
+mod memory;
 mod metrics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,6 +103,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics::metrics))
         .route("/api/v1/cluster", get(api::cluster))
+        .route("/api/v1/memory", get(memory::memory))
+        .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
         .route("/api/v1/leader", post(members::transfer_leader))

@@ -8,7 +8,9 @@ use clap::{Args, Subcommand};
 use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
 use super::recover::{self, RecoverArgs};
 use super::roll::{self, RollArgs};
-use crate::units::Size;
+use crate::admission::State;
+use crate::cluster::report::Report;
+use crate::units::{Size, mib};
 
 /// How often a state that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -166,12 +168,20 @@ fn row(cluster: &Cluster, node: &Member) -> [String; 12] {
         node.report.committed.to_string(),
         node.report.applied.to_string(),
         node.lag.to_string(),
-        Size(node.report.memory_bytes).to_string(),
+        memory(node),
         Size(node.report.disk_bytes).to_string(),
         node.report.connections.to_string(),
         node.report.version.clone(),
         note(cluster, node),
     ]
+}
+
+/// What is used of what it may use.
+fn memory(node: &Member) -> String {
+    match node.report.memory_budget {
+        0 => mib(node.report.memory_bytes),
+        budget => format!("{} of {}", mib(node.report.memory_used), mib(budget)),
+    }
 }
 
 fn note(cluster: &Cluster, node: &Member) -> String {
@@ -185,6 +195,8 @@ fn note(cluster: &Cluster, node: &Member) -> String {
         Some(_) if node.report.leaving == node.report.id => "draining".to_owned(),
         Some(_) if !node.report.ready => "not ready".to_owned(),
         Some(_) if node.report.no_space => "disk full: refuses puts".to_owned(),
+        Some(_) if node.report.stance.state == State::Closed => "no memory: puts are refused".to_owned(),
+        Some(_) if node.report.stance.state == State::Shedding => "little memory: puts are slowed".to_owned(),
         Some(_) if node.report.id == cluster.node_id => "asked".to_owned(),
         Some(_) => String::new(),
     }
@@ -243,6 +255,11 @@ pub fn complaints(cluster: &Cluster) -> Vec<String> {
             Some(_) if !node.report.ready => complaints.push(format!("node {} is not ready", node.report.id)),
             Some(_) => {}
         }
+    }
+    for node in cluster.nodes.iter().filter(|node| node.report.stance.state != State::Open) {
+        let Report { id, memory_used, memory_budget, stance, .. } = &node.report;
+        let (used, budget, state) = (mib(*memory_used), mib(*memory_budget), stance.state.as_str());
+        complaints.push(format!("node {id} is {state} for puts: {used} of {budget} in use"));
     }
     complaints
 }

@@ -2,27 +2,22 @@
 
 use std::sync::Arc;
 
-use beanpole_raft::{Leadership, Link, Node};
-use tokio::sync::watch;
+use beanpole_raft::{Link, Node};
 
-use super::message::Up;
+use super::message::{Down, Up};
 use super::quorum::{Ask, Asks};
 use crate::node::Shared;
 
 /// Takes other nodes' links until the node stops.
 pub(super) async fn serve(shared: Arc<Shared>, node: Node, asks: Asks) {
     while let Some(link) = node.accept_link().await {
-        tokio::spawn(serve_link(shared.clone(), link, asks.clone(), node.watch_leadership()));
+        tokio::spawn(serve_link(shared.clone(), node.clone(), link, asks.clone()));
     }
 }
 
 /// Serves one node's gateway until the link breaks, or this node no longer leads the term that is meant.
-async fn serve_link(
-    shared: Arc<Shared>,
-    link: Link,
-    asks: Asks,
-    mut leadership: watch::Receiver<Leadership>,
-) {
+async fn serve_link(shared: Arc<Shared>, own: Node, link: Link, asks: Asks) {
+    let mut leadership = own.watch_leadership();
     let Ok(node) = u32::try_from(link.peer()) else { return };
     let (sender, mut receiver) = link.split();
     let Some(hello) = receiver.recv().await else { return };
@@ -37,9 +32,12 @@ async fn serve_link(
     let mut office = shared.office();
     let leader = *office.borrow_and_update();
     tracing::debug!(node, term, "a gateway speaks to this leader");
+    let mut word = shared.watch_word();
+    word.mark_changed();
     loop {
         let message = tokio::select! {
-            message = receiver.recv() => message,
+            message = receiver.recv() => Some(message),
+            changed = word.changed() => changed.err().map(|_| None),
             other = office.wait_for(|now| *now != leader) => {
                 drop(other);
                 break;
@@ -49,12 +47,20 @@ async fn serve_link(
                 break;
             }
         };
+        let Some(message) = message else {
+            let stance = *word.borrow_and_update();
+            if sender.send(Down::Word(stance).encode()).await.is_err() {
+                break;
+            }
+            continue;
+        };
         let Some(message) = message else { break };
         let taken = match Up::decode(node, message) {
             Ok(Up::Tell(message)) => shared.tell_leader(node, term, connection, message),
             Ok(Up::Barrier(barrier)) => asks.send(Ask::Barrier(sender.clone(), node, barrier)).is_ok(),
             Ok(Up::Renew { sent, wall, report }) => {
                 shared.reports.take(node, &report);
+                shared.decide_for(&own.status().voters);
                 shared.heard_gateway(node, term, wall) && asks.send(Ask::Renew(sender.clone(), sent)).is_ok()
             }
             Ok(Up::Hello { .. }) => false,

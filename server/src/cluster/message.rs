@@ -11,6 +11,7 @@
 //!   6 Told
 //!   7 Barrier  number u64, all u8, tube*
 //!   8 Renew    sent u64, wall u64, its report         4 Reports  all nodes' reports
+//!                                                      5 Word     state u8, gap u32: what puts meet
 //! tube: length u8, bytes      elsewhere: using u32, watching u32, waiting u32, tube
 //! ```
 //!
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use beanpole_raft::Payload;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::admission::Stance;
 use crate::gateway::Barrier;
 use crate::leader::{About, Clients, Elsewhere, ToLeader};
 use crate::queue::SessionId;
@@ -39,6 +41,7 @@ mod tag {
     pub const RENEWED: u8 = 2;
     pub const AGAIN: u8 = 3;
     pub const REPORTS: u8 = 4;
+    pub const WORD: u8 = 5;
 }
 
 /// What a gateway's node says.
@@ -65,6 +68,8 @@ pub(super) enum Down {
     Again,
     /// How all nodes are.
     Reports(Bytes),
+    /// What puts meet in the whole cluster from now on.
+    Word(Stance),
 }
 
 /// A message that is none: the other side speaks another version, or is broken.
@@ -181,6 +186,11 @@ impl Down {
                 out.put_u8(tag::REPORTS);
                 return Payload::from_parts(vec![out.freeze(), reports.clone()]);
             }
+            Down::Word(stance) => {
+                out.put_u8(tag::WORD);
+                out.put_u8(stance.state as u8);
+                out.put_u32_le(stance.gap_us);
+            }
         }
         out.freeze().into()
     }
@@ -200,6 +210,10 @@ impl Down {
             },
             tag::AGAIN => Down::Again,
             tag::REPORTS => return Ok(Down::Reports(message.slice(1..))),
+            tag::WORD => {
+                let (state, gap_us) = (rest.try_get_u8().map_err(|_| Unreadable)?, u32_of(&mut rest)?);
+                Down::Word(Stance::from_parts(state, gap_us).ok_or(Unreadable)?)
+            }
             _ => return Err(Unreadable),
         };
         if rest.is_empty() { Ok(down) } else { Err(Unreadable) }
@@ -279,6 +293,7 @@ fn u64_of(rest: &mut &[u8]) -> Result<u64, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::State;
 
     /// Every message survives, and none that is cut short or longer is taken for one.
     #[test]
@@ -313,6 +328,7 @@ mod tests {
             },
             Down::Renewed { sent: 3, stamp: 4, lease: 5 },
             Down::Again,
+            Down::Word(Stance { state: State::Shedding, gap_us: 70_000 }),
         ] {
             let bytes = down.encode().to_bytes();
             assert_eq!(Down::decode(&bytes).unwrap(), down);

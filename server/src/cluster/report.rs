@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::admission::Stance;
 use crate::gateway::Roles;
 use crate::node::Shared;
 
@@ -49,6 +50,12 @@ pub struct Report {
     pub no_space: bool,
     /// Anonymous memory of its process, in bytes.
     pub memory_bytes: u64,
+    /// What its memory is limited to, in bytes; 0 if it does not know.
+    pub memory_budget: u64,
+    /// What is used of that and cannot be taken back, in bytes, by itself or others that the limit concerns.
+    pub memory_used: u64,
+    /// What puts should meet on account of that.
+    pub stance: Stance,
     /// Its release.
     pub version: String,
     /// Where its clients connect.
@@ -150,6 +157,14 @@ impl Reports {
         })
     }
 
+    /// What these nodes' memory allowed when they told last. A node that has not told for long does not count.
+    pub fn stances(&self, nodes: &[u64]) -> impl Iterator<Item = Stance> {
+        let of_nodes = self.of_nodes.lock();
+        let here = |id: &u64| of_nodes.get(id).filter(|(_, at)| at.elapsed() < AWAY_AFTER);
+        let stances: Vec<Stance> = nodes.iter().filter_map(here).map(|(report, _)| report.stance).collect();
+        stances.into_iter()
+    }
+
     /// A node's report has come.
     pub fn set(&self, report: Report) {
         self.of_nodes.lock().insert(report.id, (report, Instant::now()));
@@ -197,13 +212,14 @@ impl Reports {
 pub fn own(shared: &Shared, node: &Node) -> Report {
     let status = node.status();
     let disk = node.bodies().disk_usage();
+    let memory = shared.admission.memory();
     let (connections, roles, ready, stopping, leaving, mark, memory_bytes) = {
         let gateway = shared.gateway.lock();
         let engine = gateway.engine();
         let leaving = engine.leaving().map_or(0, u64::from);
         let (ready, stopping) = (gateway.is_ready(), gateway.is_stopping());
-        let (connections, memory) = (gateway.connections() as u64, gateway.memory_bytes());
-        (connections, gateway.roles(), ready, stopping, leaving, engine.mark(), memory)
+        let (connections, memory_bytes) = (gateway.connections() as u64, gateway.memory_bytes());
+        (connections, gateway.roles(), ready, stopping, leaving, engine.mark(), memory_bytes)
     };
     Report {
         id: status.node_id,
@@ -220,6 +236,9 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         live_bytes: disk.live_bytes,
         memory_bytes,
         no_space: disk.space != Space::Open,
+        memory_budget: memory.reading.budget,
+        memory_used: memory.reading.used,
+        stance: memory.stance,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: shared.addresses().listen,
         admin: shared.addresses().admin,

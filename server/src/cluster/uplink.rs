@@ -56,8 +56,10 @@ async fn lead(
     let own = node.status().node_id;
     let mut renewals = interval(RENEW_EVERY);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stance = shared.admission.watch_own();
     let lives = loop {
         tokio::select! {
+            Ok(()) = stance.changed() => shared.decide_for(&node.status().voters),
             changed = leadership.changed() => {
                 let then = *leadership.borrow_and_update();
                 if changed.is_err() || (then.term, then.leader, then.ready) != (now.term, now.leader, now.ready) {
@@ -66,6 +68,7 @@ async fn lead(
             }
             _ = renewals.tick() => {
                 shared.reports.set(report::own(shared, node));
+                shared.decide_for(&node.status().voters);
                 {
                     let mut gateway = shared.gateway.lock();
                     gateway.hear_roles(shared.reports.roles_elsewhere(own));
@@ -184,6 +187,7 @@ async fn converse(
 async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
     let mut renewals = interval_at(Instant::now(), RENEW_EVERY);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stance = shared.admission.watch_own();
     loop {
         while let Some(up) = next_up(shared) {
             if sender.send(up.encode()).await.is_err() {
@@ -192,6 +196,8 @@ async fn tell(shared: &Shared, node: &Node, sender: &LinkSender) {
         }
         tokio::select! {
             () = shared.uplink_called() => {}
+            // The leader decides for all: it must not learn only half a second later that this node has no room.
+            Ok(()) = stance.changed() => renewals.reset_immediately(),
             _ = renewals.tick() => {
                 let own = report::own(shared, node);
                 let report = Reports::encode_one(&own);
@@ -227,6 +233,10 @@ fn hear(shared: &Shared, down: Down) {
             gateway.hear_clocks(stamp, lease);
         }
         Down::Again => gateway.ask_barriers_again(),
+        Down::Word(stance) => {
+            drop(gateway);
+            return shared.hear_word(stance);
+        }
         Down::Reports(reports) => {
             shared.reports.merge(&reports);
             let own = u64::from(gateway.node());

@@ -292,7 +292,7 @@ fn want_of(delivery: Delivery) -> Option<u64> {
 /// Puts an answer where its command stands in the order of replies.
 fn place(session: &mut Session, delivery: Delivery, slot: Slot) {
     match delivery {
-        Delivery::Handout { .. } | Delivery::Found { .. } => session.slots.push_back(slot),
+        Delivery::Handout { .. } | Delivery::Found { .. } => session.owe(slot),
         Delivery::ReserveJob { .. } => session.answer_later(slot),
     }
 }

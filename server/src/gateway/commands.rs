@@ -27,38 +27,57 @@ impl Gateway {
                 Reply::JobTooBig
             }
             BadRequest::ExpectedCrlf => {
-                self.counters.put += 1;
-                if let Some(session) = self.sessions.get_mut(conn) {
-                    session.producer = true;
-                }
+                self.note_put(conn);
                 Reply::ExpectedCrlf
+            }
+            BadRequest::NoRoom => {
+                self.note_put(conn);
+                if !self.engine.draining() {
+                    return self.refuse_put(conn);
+                }
+                Reply::Draining
             }
         };
         self.reply_now(conn, &reply);
     }
 
     /// Answers a command that needs neither the log nor the state.
-    fn reply_now(&mut self, conn: ConnId, reply: &Reply<'_>) {
+    pub(super) fn reply_now(&mut self, conn: ConnId, reply: &Reply<'_>) {
         if let Some(session) = self.sessions.get_mut(conn) {
             session.reply(reply);
             self.touch_session(conn, false);
         }
     }
 
-    fn put(&mut self, conn: ConnId, header: &PutHeader, body: Bytes) {
+    /// Counts a put, whatever becomes of it.
+    fn note_put(&mut self, conn: ConnId) {
         self.counters.put += 1;
-        let draining = self.engine.draining();
-        let cut_off = self.is_cut_off();
-        let Some(session) = self.sessions.get_mut(conn) else { return };
-        session.producer = true;
-        if draining {
+        if let Some(session) = self.sessions.get_mut(conn) {
+            session.producer = true;
+        }
+    }
+
+    fn put(&mut self, conn: ConnId, header: &PutHeader, body: Bytes) {
+        self.note_put(conn);
+        if self.refuses_puts() || self.take_turn(conn, header, &body) {
+            self.put_in_turn(conn, header, body);
+        }
+    }
+
+    /// A put whose turn has come.
+    pub(super) fn put_in_turn(&mut self, conn: ConnId, header: &PutHeader, body: Bytes) {
+        if self.engine.draining() {
             return self.reply_now(conn, &Reply::Draining);
+        }
+        if self.refuses_puts() {
+            return self.refuse_put(conn);
         }
         // What is left of the disk belongs to the commands that empty the queue. And without a leader it was certainly not
         // proposed: that is said in a word that every client knows.
-        if cut_off || self.bodies.no_space() {
+        if self.is_cut_off() || self.bodies.no_space() {
             return self.reply_now(conn, &Reply::OutOfMemory);
         }
+        let Some(session) = self.sessions.get_mut(conn) else { return };
         session.unanswered_bytes += body.len();
         session.slots.push_back(Slot::Logged { body: body.len(), silent: false });
         let tube = session.used;
@@ -73,11 +92,17 @@ impl Gateway {
 
     /// Appends a command to the open batch; its reply is owed from now on.
     fn log(&mut self, conn: ConnId, may_ready: bool, append: impl FnOnce(&mut OpenBatch)) {
+        self.log_with(conn, 0, may_ready, append);
+    }
+
+    /// The same; `body` is how many bytes are expected to come of it, for the session's own bound.
+    fn log_with(&mut self, conn: ConnId, body: usize, may_ready: bool, append: impl FnOnce(&mut OpenBatch)) {
         if self.is_cut_off() {
             return self.close(conn);
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };
-        session.slots.push_back(Slot::Logged { body: 0, silent: false });
+        session.unanswered_bytes += body;
+        session.slots.push_back(Slot::Logged { body, silent: false });
         let open = self.open_batch();
         open.may_ready |= may_ready;
         append(open);
@@ -101,7 +126,9 @@ impl Gateway {
             }
             Command::ReserveJob(id) => {
                 self.counters.reserve_job += 1;
-                self.log(conn, false, |open| open.builder.reserve_job(c, id.0));
+                // Many of them in a row would else be answered with far more than a session may have waiting.
+                let body = self.engine.job(id.0).map_or(0, |job| job.body.len as usize);
+                self.log_with(conn, body, false, |open| open.builder.reserve_job(c, id.0));
             }
             Command::Delete(id) => {
                 self.counters.delete += 1;
@@ -263,7 +290,11 @@ impl Gateway {
 fn take_held(session: &mut Session) -> Option<Held> {
     match std::mem::take(&mut session.blocked) {
         Blocked::Held(held) => Some(held),
-        other @ (Blocked::No | Blocked::Reading(_) | Blocked::Reserving(_) | Blocked::Closing) => {
+        other @ (Blocked::No
+        | Blocked::Reading(_)
+        | Blocked::Reserving(_)
+        | Blocked::Slowed(..)
+        | Blocked::Closing) => {
             session.blocked = other;
             None
         }

@@ -73,7 +73,7 @@ impl Gateway {
                 over || !self.session_id(session.conn).is_some_and(|id| self.engine.session_holds(id))
             }
             Blocked::Reserving(_) => waiting,
-            Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => over,
+            Blocked::Held(_) | Blocked::Reading(_) | Blocked::Slowed(..) | Blocked::Closing => over,
         };
         let idle = |session: &&super::Session| over || !session.is_owed();
         let going: Vec<ConnId> = self

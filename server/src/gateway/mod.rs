@@ -17,6 +17,8 @@
 //! - `wants`: reserves that wait
 //! - `uplink`: what the leader is told, and told again
 //! - `farewell`: letting clients go before the node stops
+//! - `pace`: puts that are slowed or refused
+//! - `unread`: replies that clients do not take
 //! - `lease`: how long to go on without the leader
 //! - `reads`: commands answered from the state
 //! - `applied`: what an applied entry means for sessions
@@ -27,9 +29,11 @@ mod commands;
 pub mod counters;
 mod farewell;
 pub mod lease;
+mod pace;
 mod reads;
 pub mod session;
 pub mod tubes;
+mod unread;
 mod uplink;
 mod wants;
 
@@ -39,7 +43,7 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use beanpole_raft::{BodyAddr, BodyError, Space};
+use beanpole_raft::{BodyAddr, BodyError, LogMemory, Space};
 use bytes::BytesMut;
 
 use crate::clock::Clocks;
@@ -48,10 +52,12 @@ use crate::queue::{self, BatchBuilder, Engine, SessionId};
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;
+use pace::Pace;
 use reads::{Answers, Read};
 pub use reads::{Barrier, Roles};
 use session::{Blocked, ConnId, Outlet, Session, Sessions, Slot};
 use tubes::TubeTable;
+use unread::Unread;
 use uplink::UnderWay;
 
 /// Replies one session may be owed; it takes no more commands until some are answered.
@@ -118,6 +124,10 @@ pub trait Facts: Send {
     fn fill<'a>(&'a self, stats: &mut beanpole_protocol::stats::ServerStats<'a>);
     /// Anonymous memory of the process, in bytes; 0 where the system does not tell.
     fn memory_bytes(&self) -> u64;
+    /// What the log holds in memory.
+    fn log_memory(&self) -> LogMemory {
+        LogMemory::default()
+    }
 }
 
 /// All soft state of one node's clients, and the engine that answers them.
@@ -152,6 +162,8 @@ pub struct Gateway {
     outbox: VecDeque<ToLeader>,
     lease: Lease,
     farewell: Option<Farewell>,
+    pace: Pace,
+    unread: Unread,
     /// Reads that wait, oldest first.
     reads: VecDeque<Read>,
     /// How many of them the leader is still to be asked about.
@@ -207,6 +219,8 @@ impl Gateway {
             outbox: VecDeque::new(),
             lease: Lease::default(),
             farewell: None,
+            pace: Pace::default(),
+            unread: Unread::default(),
             reads: VecDeque::new(),
             unplaced: 0,
             last_barrier: 0,
@@ -263,6 +277,17 @@ impl Gateway {
         self.facts.memory_bytes()
     }
 
+    /// What the log holds in memory.
+    pub fn log_memory(&self) -> LogMemory {
+        self.facts.log_memory()
+    }
+
+    /// Bytes of bodies in the open batch, and of batches that have not applied.
+    pub fn batch_bytes(&self) -> usize {
+        let open = self.open.as_ref().map_or(0, |open| open.bytes);
+        open + self.under_way.iter().map(UnderWay::bytes).sum::<usize>()
+    }
+
     /// Where bodies are read from now on (the log is opened after the gateway is made).
     pub fn set_bodies(&mut self, bodies: Box<dyn BodySource>) {
         self.bodies = bodies;
@@ -316,6 +341,9 @@ impl Gateway {
             wants: 0,
             loose: session::LooseWants::default(),
             unanswered_bytes: 0,
+            next_put_us: 0,
+            aside_bytes: 0,
+            counted_bytes: 0,
             producer: false,
             worker: false,
             stalled: false,
@@ -341,12 +369,13 @@ impl Gateway {
             return false;
         }
         let full = self.open.as_ref().is_some_and(|open| open.bytes >= BATCH_BYTES_MAX);
+        let share = self.reply_share();
         let Some(session) = self.sessions.get_mut(conn) else { return false };
         let takes = session.blocked == Blocked::No
             && !session.dead
             && !session.let_go
             && session.slots.len() < SLOTS_MAX
-            && session.out.len() < OUT_BYTES_MAX
+            && session.out.len() + session.aside_bytes < share
             && session.unanswered_bytes < UNANSWERED_BYTES_MAX;
         session.stalled = full || !takes;
         if full {
@@ -367,7 +396,7 @@ impl Gateway {
         let done = match &session.blocked {
             Blocked::Closing => !owed,
             Blocked::No => session.input_ended && !owed,
-            Blocked::Held(_) | Blocked::Reading(_) | Blocked::Reserving(_) => false,
+            Blocked::Held(_) | Blocked::Reading(_) | Blocked::Reserving(_) | Blocked::Slowed(..) => false,
         };
         let next = match done {
             true => Next::Close,
@@ -383,6 +412,7 @@ impl Gateway {
         self.untell_want(conn);
         self.end_want(conn);
         let Some(session) = self.sessions.remove(conn) else { return };
+        self.unread.forget(&session);
         let may_hold = session.slots.iter().any(|slot| matches!(slot, Slot::Logged { .. }))
             || self.session_id(conn).is_some_and(|id| self.engine.session_holds(id))
             || !undelivered.is_empty();
@@ -405,7 +435,7 @@ impl Gateway {
         let mut wants: Vec<u64> = session.loose.open(self.applied).collect();
         match &session.blocked {
             Blocked::Reserving(want) => wants.push(want.number),
-            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => {
+            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Slowed(..) | Blocked::Closing => {
                 wants.extend(session.slots.iter().filter_map(cold_want));
             }
         }
@@ -498,8 +528,9 @@ impl Gateway {
                 break;
             }
             self.timers.remove(&(at, conn));
-            self.want_timer_fired(conn);
+            self.timer_fired(conn);
         }
+        self.close_stuck(now);
         self.heed_lease();
         self.send_off();
     }
@@ -524,7 +555,7 @@ impl Gateway {
         let want = self.timers.first().map(|(at, _)| *at);
         let lease = if self.sessions.len() > 0 { self.lease.changes_at(now) } else { None };
         let soonest = want.into_iter().chain(lease).min().map(|at| at.saturating_sub(now));
-        soonest.into_iter().chain(self.next_send_off_in_us()).min()
+        soonest.into_iter().chain(self.next_send_off_in_us()).chain(self.unread.next_look_in_us(now)).min()
     }
 
     /// Both clocks now: stamp and lease, in microseconds.
@@ -549,6 +580,7 @@ impl Gateway {
                 session.dirty = true;
                 self.dirty.push_back(conn);
             }
+            self.unread.count(session);
         }
     }
 
@@ -570,9 +602,11 @@ impl Gateway {
         }
         session.dirty = false;
         let woken = std::mem::take(&mut session.wake);
+        let before = session.out.len();
         if session.dead || !write_out(session) || woken || session.input_ended || session.let_go {
             session.outlet.wake();
         }
+        self.unread.wrote(session, before, self.clocks.monotonic());
     }
 
     /// Whether sessions wait for [`Gateway::flush`].
@@ -583,18 +617,12 @@ impl Gateway {
     /// Writes what one session is owed; its task calls this when the socket takes bytes again. An error means that the
     /// connection is broken.
     pub fn write(&mut self, conn: ConnId) -> std::io::Result<()> {
+        self.clocks.advance();
         let Some(session) = self.sessions.get_mut(conn) else { return Ok(()) };
-        while !session.out.is_empty() {
-            match session.outlet.try_write(&session.out) {
-                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-                Ok(n) => bytes::Buf::advance(&mut session.out, n),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        give_back(&mut session.out);
-        Ok(())
+        let before = session.out.len();
+        let written = write_all(session);
+        self.unread.wrote(session, before, self.clocks.monotonic());
+        written
     }
 
     /// Bodies to be read on the blocking pool; [`Gateway::cold_done`] takes each result.
@@ -647,6 +675,21 @@ fn write_out(session: &mut Session) -> bool {
         }
         Err(_) => false,
     }
+}
+
+/// Writes a session's replies as far as its socket takes them.
+fn write_all(session: &mut Session) -> std::io::Result<()> {
+    while !session.out.is_empty() {
+        match session.outlet.try_write(&session.out) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes::Buf::advance(&mut session.out, n),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    give_back(&mut session.out);
+    Ok(())
 }
 
 /// An idle connection keeps no large buffer.

@@ -184,7 +184,9 @@ impl Gateway {
                     session.blocked = reserving;
                     self.checked(conn);
                 }
-                other @ (Blocked::No | Blocked::Held(_) | Blocked::Closing) => session.blocked = other,
+                other @ (Blocked::No | Blocked::Held(_) | Blocked::Slowed(..) | Blocked::Closing) => {
+                    session.blocked = other;
+                }
             }
         }
     }

@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use beanpole_protocol::Reply;
+use beanpole_protocol::{PutHeader, Reply};
 use bytes::{Bytes, BytesMut};
 
 use super::tubes::TubeRef;
@@ -114,6 +114,8 @@ pub enum Blocked {
     Reading(ReadCommand),
     /// A reserve waits for a job.
     Reserving(Want),
+    /// A put waits, because puts are slowed (see `pace`).
+    Slowed(PutHeader, Bytes),
     /// `quit` was received; it closes once `out` is written.
     Closing,
 }
@@ -191,6 +193,12 @@ pub struct Session {
     pub loose: LooseWants,
     /// Bytes of bodies that were put and are not answered yet.
     pub unanswered_bytes: usize,
+    /// While puts are slowed: when it may make the next, in monotonic microseconds.
+    pub next_put_us: u64,
+    /// Bytes of answers that wait behind others in `slots`.
+    pub aside_bytes: usize,
+    /// What of its replies is counted in the gateway's sum, in bytes.
+    pub counted_bytes: usize,
     /// It has put a job.
     pub producer: bool,
     /// It has reserved a job.
@@ -223,7 +231,15 @@ impl Session {
         }
         let mut bytes = BytesMut::new();
         reply.encode(&mut bytes);
-        self.slots.push_back(Slot::Done(bytes.freeze()));
+        self.owe(Slot::Done(bytes.freeze()));
+    }
+
+    /// Appends a slot.
+    pub fn owe(&mut self, slot: Slot) {
+        if let Slot::Done(bytes) = &slot {
+            self.aside_bytes += bytes.len();
+        }
+        self.slots.push_back(slot);
     }
 
     /// Answers the oldest command that waits for its batch, and moves what is complete to `out`.
@@ -248,7 +264,11 @@ impl Session {
         for slot in &mut self.slots {
             if let Slot::Logged { body, silent } = slot {
                 self.unanswered_bytes -= *body;
-                *slot = if *silent { Slot::Done(Bytes::new()) } else { answer };
+                let answer = if *silent { Slot::Done(Bytes::new()) } else { answer };
+                if let Slot::Done(bytes) = &answer {
+                    self.aside_bytes += bytes.len();
+                }
+                *slot = answer;
                 return;
             }
         }
@@ -260,7 +280,9 @@ impl Session {
         for slot in &mut self.slots {
             match slot {
                 Slot::Cold { token: t, header, .. } if *t == token => {
-                    *slot = Slot::Done(fill(std::mem::take(header)));
+                    let answer = fill(std::mem::take(header));
+                    self.aside_bytes += answer.len();
+                    *slot = Slot::Done(answer);
                     break;
                 }
                 Slot::Cold { .. } | Slot::Logged { .. } | Slot::Done(_) => {}
@@ -281,6 +303,7 @@ impl Session {
     pub fn release_done(&mut self) {
         while let Some(Slot::Done(bytes)) = self.slots.front() {
             self.out.extend_from_slice(bytes);
+            self.aside_bytes -= bytes.len();
             self.slots.pop_front();
         }
     }

@@ -1,5 +1,7 @@
 //! The gateway driven step by step, without sockets, disk or clock: clients type bytes, batches apply when the test says so.
 
+mod pressure;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};

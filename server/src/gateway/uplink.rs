@@ -20,6 +20,13 @@ pub(super) struct UnderWay {
     batch: Payload,
 }
 
+impl UnderWay {
+    /// What it holds.
+    pub fn bytes(&self) -> usize {
+        self.batch.len()
+    }
+}
+
 impl Gateway {
     /// This node is one of several from now on: reads ask the leader, and the lease counts.
     pub fn join_cluster(&mut self) {

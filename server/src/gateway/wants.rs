@@ -114,7 +114,11 @@ impl Gateway {
             .iter()
             .filter_map(|session| match &session.blocked {
                 Blocked::Reserving(want) => Some((session.conn, want.state)),
-                Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => None,
+                Blocked::No
+                | Blocked::Held(_)
+                | Blocked::Reading(_)
+                | Blocked::Slowed(..)
+                | Blocked::Closing => None,
             })
             .collect();
         for (conn, state) in wants {
@@ -204,7 +208,9 @@ impl Gateway {
         let session = self.sessions.get(conn)?;
         match &session.blocked {
             Blocked::Reserving(want) => Some((session, want)),
-            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Closing => None,
+            Blocked::No | Blocked::Held(_) | Blocked::Reading(_) | Blocked::Slowed(..) | Blocked::Closing => {
+                None
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 
 use beanpole_protocol::Decoder;
@@ -24,10 +25,16 @@ use crate::node::Shared;
 const READ_BYTES: usize = 32 << 10;
 /// Bytes that may wait undecoded while the session takes no commands; then the socket is left alone.
 const UNDECODED_MAX: usize = 64 << 10;
-/// A body is given room for this much more than has arrived, at most, so that announcing a large one costs nothing.
+/// A body is given room for this much more than has arrived, at most.
 const BODY_AHEAD_MAX: usize = 1 << 20;
 /// Empty read buffers kept for the next reader.
 const POOL_MAX: usize = 16;
+/// What is left of a read and shorter than this does not keep a whole read buffer: it is the beginning of a line.
+const REMAINDER_MAX: usize = 256;
+/// A body that has not come whole after so long is given up if others need the room: see [`Pool`].
+const BODY_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+/// Bytes that all clients together may have sent and not completed, before it is told otherwise.
+const RECEIVED_BYTES_DEFAULT: usize = 64 << 20;
 /// How long a client that was let go may go on sending before its connection is closed.
 const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
@@ -35,12 +42,11 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Accepts connections until the task is dropped.
 pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_size: u32) {
-    let pool = Arc::new(Pool::default());
     loop {
         match listener.accept().await {
             // A client that knows other nodes tries one of those.
             Ok(_) if shared.gateway.lock().turns_away() => {}
-            Ok(stream) => serve_client(stream, &shared, &pool, max_job_size),
+            Ok(stream) => serve_client(stream, &shared, max_job_size),
             // The client gave up before it was accepted.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -52,7 +58,7 @@ pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_
 }
 
 /// Serves one client, in a task of its own.
-pub fn serve_client(stream: Stream, shared: &Arc<Shared>, pool: &Arc<Pool>, max_job_size: u32) {
+pub fn serve_client(stream: Stream, shared: &Arc<Shared>, max_job_size: u32) {
     let (reading, writing) = stream.split();
     let link = Arc::new(Link { writing, waker: Mutex::new(None) });
     let conn = shared.gateway.lock().connect(link.clone());
@@ -63,20 +69,61 @@ pub fn serve_client(stream: Stream, shared: &Arc<Shared>, pool: &Arc<Pool>, max_
         decoder: Decoder::new(max_job_size),
         buf: BytesMut::new(),
         ended: false,
-        pool: pool.clone(),
+        counted: 0,
         shared: shared.clone(),
+        body_due: None,
         parting: None,
     };
     tokio::spawn(connection.run());
 }
 
-/// Read buffers that nobody uses now.
-#[derive(Default)]
-pub struct Pool(Mutex<Vec<BytesMut>>);
+/// Read buffers that nobody uses now, and the account of those in use: what all clients have sent and not completed counts
+/// against one budget, so that bodies which are announced and come slowly, or never, cannot take all memory.
+pub struct Pool {
+    buffers: Mutex<Vec<BytesMut>>,
+    /// Bytes of read buffers in use.
+    used: AtomicUsize,
+    limit: AtomicUsize,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        let limit = AtomicUsize::new(RECEIVED_BYTES_DEFAULT);
+        Pool { buffers: Mutex::default(), used: AtomicUsize::new(0), limit }
+    }
+}
 
 impl Pool {
+    /// Bytes of read buffers in use.
+    pub fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+
+    /// Bytes that clients may have sent and not completed, from now on.
+    pub fn set_limit(&self, bytes: usize) {
+        self.limit.store(bytes, Relaxed);
+    }
+
+    /// Whether there is no room for so many more bytes.
+    fn is_short_of(&self, more: usize) -> bool {
+        self.used() + more > self.limit.load(Relaxed)
+    }
+
+    /// Whether less than half of the room is left.
+    fn is_half_used(&self) -> bool {
+        self.used() > self.limit.load(Relaxed) / 2
+    }
+
+    fn count(&self, before: usize, now: usize) {
+        if now >= before {
+            self.used.fetch_add(now - before, Relaxed);
+        } else {
+            self.used.fetch_sub(before - now, Relaxed);
+        }
+    }
+
     fn take(&self) -> BytesMut {
-        self.0.lock().pop().unwrap_or_else(|| BytesMut::with_capacity(READ_BYTES))
+        self.buffers.lock().pop().unwrap_or_else(|| BytesMut::with_capacity(READ_BYTES))
     }
 
     /// Keeps a buffer, if it is one of the ordinary size.
@@ -84,7 +131,7 @@ impl Pool {
         buf.clear();
         // Reclaims the whole allocation when no body that was cut from it is alive; else it is a new one.
         buf.reserve(READ_BYTES);
-        let mut pool = self.0.lock();
+        let mut pool = self.buffers.lock();
         if pool.len() < POOL_MAX && buf.capacity() <= 2 * READ_BYTES {
             pool.push(buf);
         }
@@ -117,8 +164,11 @@ struct Connection {
     buf: BytesMut,
     /// The client sends nothing more.
     ended: bool,
-    pool: Arc<Pool>,
+    /// Bytes of `buf` that the pool has counted.
+    counted: usize,
     shared: Arc<Shared>,
+    /// Runs while a body is coming in: when it is late.
+    body_due: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the connection is being ended.
     parting: Option<Pin<Box<tokio::time::Sleep>>>,
 }
@@ -142,11 +192,13 @@ impl Connection {
                 Next::Goodbye => return self.goodbye(cx),
             }
             // A client that sends on while its commands are held back waits in its own buffers.
-            let enough = self.buf.len() >= UNDECODED_MAX && self.decoder.body_missing() == 0;
-            if self.ended || enough {
+            let held_back = self.buf.len() >= UNDECODED_MAX
+                || self.buf.len() > REMAINDER_MAX && self.shared.pool.is_half_used();
+            if self.ended || held_back && self.decoder.body_missing() == 0 {
                 return Poll::Pending;
             }
             match self.poll_read(cx) {
+                Poll::Pending if self.is_body_late(cx) => self.give_up_body(),
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(read) => self.ended = read? == 0,
             }
@@ -166,6 +218,7 @@ impl Connection {
             return;
         }
         let mut gateway = self.shared.gateway.lock();
+        self.decoder.refuse_bodies(gateway.refuses_puts());
         // A reserve that the end of the input ends lets what stands behind it run.
         let mut tell_end = self.ended;
         loop {
@@ -186,8 +239,43 @@ impl Connection {
         self.shared.wake_for(&gateway);
         drop(gateway);
         if self.buf.is_empty() && self.buf.capacity() > 0 {
-            self.pool.give(std::mem::take(&mut self.buf));
+            self.shared.pool.give(std::mem::take(&mut self.buf));
         }
+        self.count();
+    }
+
+    /// Tells the pool what this connection's buffer takes now.
+    fn count(&mut self) {
+        let now = self.buf.capacity();
+        if now != self.counted {
+            self.shared.pool.count(std::mem::replace(&mut self.counted, now), now);
+        }
+    }
+
+    /// Whether a body is coming in, for longer than others who need the room can wait. Sets the time when it is looked again.
+    fn is_body_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.decoder.body_missing() == 0 {
+            self.body_due = None;
+            return false;
+        }
+        let due = self.body_due.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_WITHIN)));
+        while due.as_mut().poll(cx).is_ready() {
+            if self.shared.pool.is_half_used() {
+                return true;
+            }
+            due.as_mut().reset(tokio::time::Instant::now() + BODY_WITHIN);
+        }
+        false
+    }
+
+    /// The body that is coming in is answered `OUT_OF_MEMORY` when its end has come.
+    fn give_up_body(&mut self) {
+        self.decoder.give_up_body(&mut self.buf);
+        self.body_due = None;
+        if self.buf.is_empty() {
+            self.buf = BytesMut::new();
+        }
+        self.count();
     }
 
     /// Writes what is left over, and finds out whether the connection goes on.
@@ -227,17 +315,35 @@ impl Connection {
 
     /// Reads what has arrived. While nothing has, the connection holds no buffer.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let missing = self.decoder.body_missing();
+        // As much again as has come: what is only announced costs next to nothing.
+        let ahead = missing.min(self.buf.len().min(BODY_AHEAD_MAX)).max(READ_BYTES / 8);
+        let grows = (self.buf.len() + ahead).saturating_sub(self.counted);
+        if missing > 0 && self.shared.pool.is_short_of(grows) {
+            self.give_up_body();
+        }
         let borrowed = self.buf.capacity() == 0;
         if borrowed {
-            self.buf = self.pool.take();
+            self.buf = self.shared.pool.take();
         }
-        let ahead = self.decoder.body_missing().clamp(READ_BYTES / 8, BODY_AHEAD_MAX);
         self.buf.reserve(ahead);
         let read = self.reading.poll_read(cx, &mut self.buf);
         if borrowed && self.buf.is_empty() {
-            self.pool.give(std::mem::take(&mut self.buf));
+            self.shared.pool.give(std::mem::take(&mut self.buf));
+        } else if read.is_pending() && missing == 0 && self.buf.len() <= REMAINDER_MAX {
+            self.keep_remainder();
         }
+        self.count();
         read
+    }
+
+    /// The beginning of a line waits for its end in as little memory as it needs.
+    fn keep_remainder(&mut self) {
+        if self.buf.capacity() >= READ_BYTES / 8 {
+            let mut small = BytesMut::with_capacity(REMAINDER_MAX);
+            small.extend_from_slice(&self.buf);
+            self.shared.pool.give(std::mem::replace(&mut self.buf, small));
+        }
     }
 }
 
@@ -246,5 +352,6 @@ impl Drop for Connection {
         let mut gateway = self.shared.gateway.lock();
         gateway.disconnect(self.conn);
         self.shared.wake_for(&gateway);
+        self.shared.pool.count(self.counted, 0);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use beanpole_protocol::stats::ServerStats;
-use beanpole_raft::Node;
+use beanpole_raft::{LogMemory, Node};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
@@ -85,6 +85,10 @@ impl Facts for ProcessFacts {
 
     fn memory_bytes(&self) -> u64 {
         anonymous_memory()
+    }
+
+    fn log_memory(&self) -> LogMemory {
+        self.0.node.get().map(Node::log_memory).unwrap_or_default()
     }
 }
 
