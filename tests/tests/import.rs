@@ -2,6 +2,8 @@
 //! beanstalkd needs one, so those tests belong to the extra suites.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -120,6 +122,29 @@ fn jobs_that_cannot_be_put_and_servers_that_are_not_there_are_told() {
     assert!(stderr(&output).contains("is Beanpole running"), "{}", stderr(&output));
     let empty = TempDir::new().unwrap();
     assert_eq!(code(&import(&["binlog", empty.path().to_str().unwrap(), "--to", &to])), 2);
+}
+
+/// A server that takes no jobs for a while is waited for: nothing is skipped.
+#[test]
+fn a_server_that_takes_no_jobs_is_tried_until_it_does() {
+    let server = Server::start(&Setup::beanpole(BIN));
+    server.signal(Signal::SIGUSR1);
+    let mut client = server.connect();
+    let stat = |client: &mut Connection, key: &str| client.command("stats").unwrap().stat(key).unwrap();
+    assert!(wait::until(|| (stat(&mut client, "draining") == "true").then_some(())).is_some());
+    let mut child = Command::new(Setup::beanpole(BIN).binary())
+        .args(["import", "binlog", fixture("states").to_str().unwrap(), "--to", &address(&server)])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let refused = wait::until(|| (stat(&mut client, "cmd-put") != "0").then_some(()));
+    assert!(refused.is_some(), "nothing was tried");
+    assert_eq!(stat(&mut client, "total-jobs"), "0");
+    let mut admin = TcpStream::connect(server.admin_addr()).unwrap();
+    admin.write_all(b"DELETE /api/v1/draining HTTP/1.0\r\n\r\n").unwrap();
+    let ended = wait::until(|| child.try_wait().unwrap());
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    assert_eq!(stat(&mut client, "total-jobs"), "6");
 }
 
 #[test]

@@ -12,14 +12,15 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::admin::{self, Ask, Failure, NO, Output, REFUSED, UNREACHABLE, USAGE, YES};
-use super::progress::Progress;
+use super::progress::{Progress, short};
 use crate::offline;
-use crate::units::Size;
 
 /// The node takes a snapshot before it answers: longer than that it does not take.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// Bytes read at once.
 const PIECE: usize = 256 << 10;
+/// Bytes written between two syncs: a whole backup synced at once would hold up a node that shares the disk.
+const UNSYNCED_MAX: u64 = 1 << 20;
 
 /// The flags of `beanpole backup`.
 #[derive(Args, Debug)]
@@ -127,7 +128,7 @@ fn copy(stream: &mut dyn Read, partial: &Path, address: &str) -> Result<(), Fail
     let mut out = File::create(partial).map_err(|error| failed(partial, &error))?;
     let mut progress = Progress::new("backup");
     let mut total = None;
-    let (mut done, mut piece) = (0, vec![0; PIECE]);
+    let (mut done, mut unsynced, mut piece) = (0, 0, vec![0; PIECE]);
     loop {
         let read = stream.read(&mut piece).map_err(|error| {
             let what = format!("http://{address}/api/v1/backup ended too early: {error}; see the node's log");
@@ -141,6 +142,11 @@ fn copy(stream: &mut dyn Read, partial: &Path, address: &str) -> Result<(), Fail
             *total.get_or_insert_with(|| Reader::open(&piece[..read]).map_or(0, |r| r.manifest().bytes));
         out.write_all(&piece[..read]).map_err(|error| failed(partial, &error))?;
         done += read as u64;
+        unsynced += read as u64;
+        if unsynced >= UNSYNCED_MAX {
+            out.sync_data().map_err(|error| failed(partial, &error))?;
+            unsynced = 0;
+        }
         progress.bytes(done, expected.max(done));
     }
     out.sync_all().map_err(|error| failed(partial, &error))
@@ -183,7 +189,7 @@ fn show(file: &Path, output: Output, manifest: &Manifest, contents: Contents) {
             println!("{json:#}");
         }
         Output::Table => {
-            println!("{}: whole, {}", file.display(), Size(size));
+            println!("{}: whole, {}", file.display(), short(size));
             println!(
                 "node {} of cluster {}, up to entry {}",
                 manifest.node, manifest.cluster, manifest.index
@@ -192,7 +198,7 @@ fn show(file: &Path, output: Output, manifest: &Manifest, contents: Contents) {
                 "{} jobs, {} entries, {}",
                 contents.bodies,
                 contents.entries,
-                Size(contents.entry_bytes)
+                short(contents.entry_bytes)
             );
         }
     }

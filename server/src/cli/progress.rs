@@ -3,8 +3,6 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use crate::units::Size;
-
 /// How often the line is written anew, at most.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 /// Characters of the bar.
@@ -32,12 +30,12 @@ impl Progress {
             Some(total) => format!("{} {done} of {total} jobs", bar(done, total)),
             None => format!("{done} jobs"),
         };
-        self.show(&format!("{text}, {}, {rate:.0} jobs/s", Size(bytes)));
+        self.show(&format!("{text}, {}, {rate:.0} jobs/s", short(bytes)));
     }
 
     /// So many bytes of all are done.
     pub fn bytes(&mut self, done: u64, total: u64) {
-        self.show(&format!("{} {} of {}", bar(done, total), Size(done), Size(total)));
+        self.show(&format!("{} {} of {}", bar(done, total), short(done), short(total)));
     }
 
     fn show(&mut self, text: &str) {
@@ -63,6 +61,15 @@ impl Drop for Progress {
     }
 }
 
+/// A number of bytes for people, with one decimal.
+pub fn short(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
 fn bar(done: u64, total: u64) -> String {
     let share = done.min(total) as f64 / total.max(1) as f64;
     let full = (share * BAR_CHARS as f64) as usize;
@@ -72,7 +79,16 @@ fn bar(done: u64, total: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::bar;
+    use super::{bar, short};
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(short(0), "0 bytes");
+        assert_eq!(short(1023), "1023 bytes");
+        assert_eq!(short(1536), "1.5 KiB");
+        assert_eq!(short(324_994_566), "309.9 MiB");
+        assert_eq!(short(3 << 40), "3072.0 GiB");
+    }
 
     #[test]
     fn the_bar_fills_and_never_overflows() {

@@ -6,7 +6,7 @@ use std::fmt;
 use serde_json::json;
 
 use super::super::admin::Output;
-use crate::units::Size;
+use super::super::progress::short;
 
 /// Where a job waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,7 +121,7 @@ impl Account {
             let _ = writeln!(text, "{tube:<width$}  {state:<8}  {:>10}  {:>12}", sum.jobs, sum.bytes);
         }
         let did = if dry_run { "to import" } else { "imported" };
-        let _ = writeln!(text, "{did}: {} jobs, {}", self.total.jobs, Size(self.total.bytes));
+        let _ = writeln!(text, "{did}: {} jobs, {}", self.total.jobs, short(self.total.bytes));
         for (why, jobs) in &self.skipped {
             let _ = writeln!(text, "not imported: {jobs} jobs: {why}");
         }
