@@ -2,8 +2,8 @@
 //! beanstalkd needs one, so those tests belong to the extra suites.
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -122,6 +122,45 @@ fn jobs_that_cannot_be_put_and_servers_that_are_not_there_are_told() {
     assert!(stderr(&output).contains("is Beanpole running"), "{}", stderr(&output));
     let empty = TempDir::new().unwrap();
     assert_eq!(code(&import(&["binlog", empty.path().to_str().unwrap(), "--to", &to])), 2);
+}
+
+/// A beanstalkd before 1.12 knows no `reserve-job`. Here a Beanpole is drained through a line that garbles that word.
+#[test]
+fn a_source_that_cannot_reserve_by_number_is_drained_too() {
+    let (source, target) = (Server::start(&Setup::beanpole(BIN)), Server::start(&Setup::beanpole(BIN)));
+    fill(&mut source.connect());
+    let from = garbling_line(source.addr()).to_string();
+    let output = import(&["live", &from, "--to", &address(&target), "-o", "json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert_eq!(report(&output)["jobs"].as_u64(), Some(JOBS));
+    let left = source.connect().command("stats").unwrap();
+    for state in ["ready", "delayed", "buried", "reserved"] {
+        assert_eq!(left.stat(&format!("current-jobs-{state}")).unwrap(), "0", "{state}");
+    }
+    check(&mut target.connect());
+}
+
+/// Takes one connection to a server, and passes commands on but for `reserve-job`, which becomes a word of the same length that no
+/// server knows.
+fn garbling_line(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut server = TcpStream::connect(server).unwrap();
+        let (mut replies, mut back) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        let returning = std::thread::spawn(move || std::io::copy(&mut replies, &mut back));
+        let mut commands = BufReader::new(&mut client);
+        let mut line = String::new();
+        while commands.read_line(&mut line).unwrap() > 0 {
+            server.write_all(line.replace("reserve-job", "reserve-xxx").as_bytes()).unwrap();
+            line.clear();
+        }
+        server.shutdown(Shutdown::Write).unwrap();
+        // The reader may be gone by now.
+        drop(returning.join());
+    });
+    address
 }
 
 /// A server that takes no jobs for a while is waited for: nothing is skipped.

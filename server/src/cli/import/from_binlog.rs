@@ -49,7 +49,7 @@ pub async fn run(args: &BinlogArgs, interrupt: &Interrupt) -> Result<u8, Failure
     } else {
         put(args, &mut binlog, &jobs, &mut account, interrupt).await
     };
-    if !args.common.dry_run {
+    if !args.common.dry_run && account.jobs() > 0 {
         account.note("job ids are new: a beanstalkd's cannot be kept");
     }
     account.print(args.common.output, args.common.dry_run);

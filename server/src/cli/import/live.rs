@@ -44,7 +44,9 @@ pub async fn run(args: &LiveArgs, interrupt: &Interrupt) -> Result<u8, Failure> 
         result = drain.tell_rest().await.map_err(|error| lost(args, &error));
     }
     drain.progress.clear();
-    drain.account.note("job ids are new: a beanstalkd's cannot be kept");
+    if drain.account.jobs() > 0 {
+        drain.account.note("job ids are new: a beanstalkd's cannot be kept");
+    }
     drain.account.print(args.common.output, false);
     result?;
     Ok(if drain.account.is_complete() { YES } else { NO })

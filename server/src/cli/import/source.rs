@@ -175,7 +175,8 @@ impl Source {
             Ok(Some(true))
         } else if reply == ClientReply::NotFound {
             Ok(None)
-        } else if reply == ClientReply::UnknownCommand {
+        } else if matches!(reply, ClientReply::UnknownCommand | ClientReply::BadFormat) {
+            // To a beanstalkd that does not know the word it is a `reserve` with too much behind it.
             self.knows_reserve_job = false;
             Ok(Some(false))
         } else {
