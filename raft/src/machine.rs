@@ -136,14 +136,26 @@ impl Machine {
         let Some(file) = self.shared.current() else { return Ok(()) };
         let shared = self.shared.clone();
         shared.load(self.state(), &file)?;
+        self.note_term(file.meta.last_log_id);
         self.applied = file.meta.last_log_id;
         self.membership = file.meta.last_membership;
         Ok(())
     }
 
+    /// Tells the state of the term that ends at `next`, unless what was applied before is of that term too.
+    fn note_term(&mut self, next: Option<LogId>) {
+        let term = |id: LogId| id.committed_leader_id().term;
+        if let Some(next) = next.map(term)
+            && self.applied.map(term) != Some(next)
+        {
+            self.state().term_began(next);
+        }
+    }
+
     /// Applies one entry.
     pub(crate) fn apply_one(&mut self, entry: &Entry) {
         let index = entry.log_id.index;
+        self.note_term(Some(entry.log_id));
         match &entry.payload {
             EntryPayload::Normal(payload) => {
                 self.shared.log.set_applying(index);
@@ -268,6 +280,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             log.fail(&format!("installing a snapshot: {error}"), Vec::new());
             return Err(error);
         }
+        self.note_term(meta.last_log_id);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let index = meta.last_log_id.map_or(0, |id| id.index());

@@ -11,6 +11,12 @@ pub trait StateMachine: Send + 'static {
         drop(bodies);
     }
 
+    /// Says that what is applied from now on belongs to this term: called before the first entry of a term is applied, blank
+    /// and membership entries included, and when a snapshot, at the start or later, ends in a term. Terms never fall.
+    fn term_began(&mut self, term: u64) {
+        let _ = term;
+    }
+
     /// Applies one committed entry. Must be deterministic: state and `payload` decide everything. `index`
     /// rises by one or more from call to call (blank and membership entries take an index too and are not
     /// passed on).

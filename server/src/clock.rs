@@ -4,6 +4,15 @@
 //! with monotonic time, and from then on are only slewed towards the wall clock: a wall clock that jumps neither fires
 //! delays early nor holds them up. The *lease clock* drives TTR. A tick adds at most one election timeout, so time in
 //! which the process was frozen, and no worker could have touched its job, does not count against the worker.
+//!
+//! A leader goes on where its predecessor was, as far as that is known: from the log, and from what the predecessor told
+//! outside of it. Clocks of leaders further back are void, for they may have run ahead of where the predecessor began:
+//!
+//! ```text
+//!   term 1   9.0 ──── 10.0 told to node 3 ─ 10.1 dies
+//!   term 2             node 2 knows of 9.5:  9.5 ── 9.7 hands out a job, TTR 1 s ── dies
+//!   term 3                                              node 3: 9.7, not 10.0, or the job's TTR would be 0.3 s shorter
+//! ```
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -52,19 +61,28 @@ const SLEW_DIVISOR: u64 = 2000;
 /// One tick of the lease clock adds at most this much: the election timeout.
 pub const LEASE_STEP_MAX_US: u64 = 600_000;
 
+/// The clocks of a leader, as far as this node has heard of them outside the log, or was that leader.
+#[derive(Clone, Copy)]
+struct Heard {
+    term: u64,
+    /// The highest value of its lease clock.
+    lease: u64,
+}
+
 /// A node's clocks: those of the log while it leads, and an estimate of the leader's while it follows.
 pub struct Clocks {
     source: Box<dyn TimeSource>,
     last_monotonic: u64,
     stamp: u64,
     lease: u64,
-    /// The highest lease clock value that a leader has told outside the log.
-    heard_lease: u64,
-    leading: bool,
+    /// The newest leader that was heard in this process. The stamp goes on from its, whatever the wall clock says.
+    heard: Option<Heard>,
+    /// The term that this node leads.
+    leads: Option<u64>,
+    /// The term of the newest entry that has applied, and the term before that one.
+    applied_terms: (u64, u64),
     /// How far other nodes' wall clocks are ahead of this node's monotonic clock, in microseconds, as far as they told.
     others: BTreeMap<u32, i64>,
-    /// A leader's clock was heard in this process, so the stamp goes on from there, whatever the wall clock says.
-    follows: bool,
 }
 
 impl Clocks {
@@ -77,43 +95,71 @@ impl Clocks {
             last_monotonic,
             stamp,
             lease: 0,
-            heard_lease: 0,
-            leading: false,
+            heard: None,
+            leads: None,
+            applied_terms: (0, 0),
             others: BTreeMap::new(),
-            follows: false,
         }
     }
 
-    /// This node leads from now on. Starts from the highest values that the log or an earlier leader has told, so
-    /// that neither clock ever
-    /// runs backwards; time that no leader counted does not count against workers.
-    pub fn take_office(&mut self, last_stamp: u64, last_lease: u64) {
-        self.advance();
-        let start = if self.follows || self.leading { self.stamp } else { self.wall() };
-        self.stamp = start.max(last_stamp);
-        self.lease = last_lease.max(self.heard_lease);
-        self.leading = true;
+    /// Entries of this term apply from now on.
+    pub fn term_began(&mut self, term: u64) {
+        self.applied_terms = (term, self.applied_terms.0);
     }
 
-    /// Another node leads. How far this node's lease clock ran meanwhile is nobody's time: it may have been cut off, while
-    /// the others had a leader whose clock began later. What counted is in the log, or was told by a leader.
+    /// This node leads `term` from now on, and has applied an entry of it. Starts from the highest values that the log or its
+    /// predecessor has told, so that neither clock ever runs backwards; time that no leader counted does not count against
+    /// workers. When it has led this term before, it goes on.
+    pub fn take_office(&mut self, term: u64, last_stamp: u64, last_lease: u64) {
+        self.advance();
+        self.note_own();
+        let predecessor = self.heard.filter(|heard| heard.term >= self.last_term_before(term));
+        let (stamp, lease) = match predecessor {
+            Some(heard) => (self.stamp, heard.lease),
+            None => (self.wall(), 0),
+        };
+        self.stamp = stamp.max(last_stamp);
+        self.lease = lease.max(last_lease);
+        self.leads = Some(term);
+    }
+
+    /// The newest term before this one in which a leader took office: its first entry has applied here.
+    fn last_term_before(&self, term: u64) -> u64 {
+        let (newest, before) = self.applied_terms;
+        if newest < term { newest } else { before }
+    }
+
+    /// What this node counted while it led is known like what another leader tells.
+    fn note_own(&mut self) {
+        if let Some(term) = self.leads {
+            self.heard = Some(Heard { term, lease: self.lease });
+        }
+    }
+
+    /// This node leads no longer.
     pub fn leave_office(&mut self) {
-        self.leading = false;
+        self.advance();
+        self.note_own();
+        self.leads = None;
     }
 
-    /// The leader's clocks, as it told them a moment ago.
-    pub fn hear(&mut self, stamp: u64, lease: u64) {
+    /// The clocks of the leader of `term`, as it told them a moment ago. Nothing, if a later one was heard.
+    pub fn hear(&mut self, term: u64, stamp: u64, lease: u64) {
         self.advance();
-        self.follows = true;
+        let before = self.heard.map_or(0, |heard| heard.term);
+        if term < before {
+            return;
+        }
+        let highest = self.heard.filter(|_| term == before).map_or(lease, |heard| heard.lease.max(lease));
+        self.heard = Some(Heard { term, lease: highest });
         self.stamp = stamp;
         self.lease = lease;
-        self.heard_lease = self.heard_lease.max(lease);
     }
 
     /// Whether it can be told what time it is without trusting this node's wall clock alone: a leader's clock was heard, or those
     /// of all `voters`.
     pub fn is_sure(&self, voters: usize) -> bool {
-        self.follows || self.leading || self.others.len() + 1 >= voters
+        self.heard.is_some() || self.leads.is_some() || self.others.len() + 1 >= voters
     }
 
     /// This node's own wall clock, in microseconds since the Unix epoch.
@@ -147,7 +193,7 @@ impl Clocks {
         let elapsed = now - self.last_monotonic;
         self.last_monotonic = now;
         self.stamp += elapsed;
-        if self.leading {
+        if self.leads.is_some() {
             self.slew(elapsed);
         }
         self.lease += elapsed.min(LEASE_STEP_MAX_US);
@@ -214,7 +260,7 @@ mod tests {
         let fake = Fake::default();
         fake.wall.store(1000 * S, SeqCst);
         let mut clocks = Clocks::new(Box::new(fake.clone()));
-        clocks.take_office(0, 0);
+        clocks.take_office(1, 0, 0);
         fake.wall.fetch_add(3600 * S, SeqCst);
         fake.pass(S);
         clocks.advance();
@@ -226,7 +272,7 @@ mod tests {
         let fake = Fake::default();
         fake.wall.store(1000 * S, SeqCst);
         let mut clocks = Clocks::new(Box::new(fake.clone()));
-        clocks.take_office(0, 0);
+        clocks.take_office(1, 0, 0);
         fake.wall.store(5 * S, SeqCst);
         let mut last = clocks.stamp();
         for _ in 0..100 {
@@ -242,7 +288,7 @@ mod tests {
     fn a_new_leader_starts_at_the_last_stamp_even_when_its_clock_is_behind() {
         let fake = Fake::default();
         let mut clocks = Clocks::new(Box::new(fake));
-        clocks.take_office(77 * S, 5 * S);
+        clocks.take_office(1, 77 * S, 5 * S);
         assert_eq!((clocks.stamp(), clocks.lease()), (77 * S, 5 * S));
     }
 
@@ -250,7 +296,7 @@ mod tests {
     fn time_spent_frozen_does_not_expire_jobs() {
         let fake = Fake::default();
         let mut clocks = Clocks::new(Box::new(fake.clone()));
-        clocks.take_office(0, 0);
+        clocks.take_office(1, 0, 0);
         fake.pass(60 * S);
         clocks.advance();
         assert_eq!(clocks.lease(), LEASE_STEP_MAX_US);
@@ -261,16 +307,51 @@ mod tests {
     fn a_leader_that_was_cut_off_and_leads_again_does_not_jump_ahead_of_its_successors_lease_clock() {
         let fake = Fake::default();
         let mut clocks = Clocks::new(Box::new(fake.clone()));
-        clocks.take_office(0, 0);
+        clocks.take_office(1, 0, 0);
         for _ in 0..50 {
             fake.pass(S / 10);
             clocks.advance();
         }
         clocks.leave_office();
         // Its successor began at 1 s, a second after the last that it had heard, and leads for 2 s.
-        clocks.hear(8 * S, 3 * S);
-        clocks.take_office(8 * S, 3 * S);
+        clocks.term_began(2);
+        clocks.hear(2, 8 * S, 3 * S);
+        clocks.term_began(3);
+        clocks.take_office(3, 8 * S, 3 * S);
         assert_eq!(clocks.lease(), 3 * S);
+    }
+
+    #[test]
+    fn what_a_leader_told_is_void_once_another_one_has_written() {
+        let fake = Fake::default();
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.term_began(1);
+        clocks.hear(1, 1000 * S, 10 * S);
+        // The second leader had heard less, so it began at 9 s; it was gone before it told this node anything.
+        clocks.term_began(2);
+        fake.pass(S);
+        clocks.term_began(3);
+        clocks.take_office(3, 1000 * S, 9 * S + S / 10);
+        assert_eq!(clocks.lease(), 9 * S + S / 10);
+        // Nor does a word of the first one that was long on its way count now.
+        clocks.leave_office();
+        clocks.hear(1, 1003 * S, 12 * S);
+        clocks.term_began(4);
+        clocks.take_office(4, 1000 * S, 9 * S);
+        assert_eq!(clocks.lease(), 9 * S + S / 10);
+    }
+
+    #[test]
+    fn a_leader_that_takes_office_again_in_its_term_goes_on_from_its_own_clocks() {
+        let fake = Fake::default();
+        fake.wall.store(1000 * S, SeqCst);
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.term_began(1);
+        clocks.take_office(1, 0, 5 * S);
+        fake.pass(S / 2);
+        // Its last entry in the log is older than what it has told others since.
+        clocks.take_office(1, 1000 * S, 5 * S);
+        assert_eq!((clocks.stamp(), clocks.lease()), (1000 * S + S / 2, 5 * S + S / 2));
     }
 
     #[test]
@@ -278,10 +359,10 @@ mod tests {
         let fake = Fake::default();
         fake.wall.store(5000 * S, SeqCst);
         let mut clocks = Clocks::new(Box::new(fake.clone()));
-        clocks.hear(1000 * S, 70 * S);
+        clocks.hear(1, 1000 * S, 70 * S);
         fake.wall.fetch_add(3600 * S, SeqCst);
         fake.pass(2 * S);
-        clocks.take_office(1001 * S, 69 * S);
+        clocks.take_office(2, 1001 * S, 69 * S);
         assert_eq!((clocks.stamp(), clocks.lease()), (1002 * S, 70 * S));
     }
 
@@ -295,7 +376,7 @@ mod tests {
         assert!(!clocks.is_sure(3));
         clocks.hear_wall(3, 1001 * S);
         assert!(clocks.is_sure(3));
-        clocks.take_office(900 * S, 0);
+        clocks.take_office(1, 900 * S, 0);
         assert_eq!(clocks.stamp(), 1001 * S);
     }
 
@@ -306,7 +387,7 @@ mod tests {
         let mut clocks = Clocks::new(Box::new(fake.clone()));
         clocks.hear_wall(2, 1000 * S);
         clocks.hear_wall(3, 1001 * S);
-        clocks.take_office(0, 0);
+        clocks.take_office(1, 0, 0);
         fake.wall.fetch_add(3600 * S, SeqCst);
         for _ in 0..36_000 {
             fake.pass(S);

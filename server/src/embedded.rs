@@ -159,6 +159,10 @@ impl StateMachine for Watched {
         self.machine.attach(bodies);
     }
 
+    fn term_began(&mut self, term: u64) {
+        self.machine.term_began(term);
+    }
+
     fn apply(&mut self, index: u64, payload: &Payload) {
         self.machine.apply(index, payload);
         self.tell(index);

@@ -278,6 +278,12 @@ impl Shared {
         true
     }
 
+    /// Stamp and lease clock now, while this node leads.
+    pub fn leaders_clocks(&self) -> Option<(u64, u64)> {
+        let mut gateway = self.gateway.lock();
+        self.leader.lock().is_some().then(|| gateway.clocks_now())
+    }
+
     /// Another node's conversation with the leader has ended.
     pub fn gateway_disconnected(&self, node: u32, term: u64, conversation: u64) {
         let mut leader = self.leader.lock();
@@ -303,6 +309,10 @@ impl Machine {
 impl StateMachine for Machine {
     fn attach(&mut self, bodies: Bodies) {
         self.shared.gateway.lock().set_bodies(Box::new(bodies));
+    }
+
+    fn term_began(&mut self, term: u64) {
+        self.shared.gateway.lock().term_began(term);
     }
 
     fn apply(&mut self, index: u64, payload: &Payload) {

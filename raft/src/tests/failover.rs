@@ -41,6 +41,27 @@ async fn leaders_die() {
     }
 }
 
+/// Whoever leads, its state knows that its term began, and every term before it that has an entry, in order; so does a node
+/// that starts from a snapshot.
+#[tokio::test(start_paused = true)]
+async fn terms_are_told() {
+    let (mut rack, first) = Rack::formed(3).await;
+    let told = |rack: &Rack, id: u64| rack.places[&id].seen.lock().terms.clone();
+    let before = rack.leadership(first).term;
+    assert_eq!(told(&rack, first).last(), Some(&before));
+    rack.commit(first, b"one").await;
+    within(rack.node(first).snapshot_now()).await.unwrap();
+    rack.kill(first);
+    let second = rack.leader().await;
+    let after = rack.leadership(second).term;
+    let terms = told(&rack, second);
+    assert!(terms.ends_with(&[before, after]) && terms.is_sorted_by(|a, b| a < b), "{terms:?}");
+    rack.start(first).await;
+    let index = rack.commit(second, b"two").await;
+    rack.settled(index).await;
+    assert_eq!(told(&rack, first), [before, after]);
+}
+
 /// A follower that was away for longer than its log's ring and segments catches up by log; all three at once
 /// come back with everything.
 #[tokio::test(start_paused = true)]

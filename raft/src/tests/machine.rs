@@ -20,6 +20,8 @@ pub(crate) struct Seen {
     /// How many entries were applied since the start.
     pub(crate) entries: u64,
     pub(crate) restored: Option<u64>,
+    /// The terms that began, in order.
+    pub(crate) terms: Vec<u64>,
     /// To where it was brought forward at run time.
     pub(crate) brought: Vec<u64>,
 }
@@ -70,6 +72,10 @@ impl TestMachine {
 impl StateMachine for TestMachine {
     fn attach(&mut self, bodies: Bodies) {
         self.bodies = Some(bodies);
+    }
+
+    fn term_began(&mut self, term: u64) {
+        self.seen.lock().terms.push(term);
     }
 
     fn apply(&mut self, index: u64, payload: &Payload) {

@@ -65,7 +65,8 @@ async fn say(shared: &Shared, ask: Ask, index: u64) {
             link.send(Down::Reached { barrier: number, index, elsewhere }.encode()).await.ok();
         }
         Ask::Renew(link, sent) => {
-            let (stamp, lease) = shared.gateway.lock().clocks_now();
+            // Clocks that nobody leads by are nobody's to tell.
+            let Some((stamp, lease)) = shared.leaders_clocks() else { return };
             link.send(Down::Renewed { sent, stamp, lease }.encode()).await.ok();
             link.send(Down::Reports(shared.reports.encode()).encode()).await.ok();
         }

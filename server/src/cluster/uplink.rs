@@ -171,7 +171,7 @@ async fn converse(
     let heard = async {
         while let Some(message) = receiver.recv().await {
             match Down::decode(&message) {
-                Ok(down) => hear(shared, down),
+                Ok(down) => hear(shared, term, down),
                 Err(error) => return Ended::Unreadable(error),
             }
         }
@@ -224,13 +224,13 @@ fn next_up(shared: &Shared) -> Option<Up> {
     up
 }
 
-fn hear(shared: &Shared, down: Down) {
+fn hear(shared: &Shared, term: u64, down: Down) {
     let mut gateway = shared.gateway.lock();
     match down {
         Down::Reached { barrier, index, elsewhere } => gateway.barrier_reached(barrier, index, elsewhere),
         Down::Renewed { sent, stamp, lease } => {
             gateway.renewed(sent);
-            gateway.hear_clocks(stamp, lease);
+            gateway.hear_clocks(term, stamp, lease);
         }
         Down::Again => gateway.ask_barriers_again(),
         Down::Word(stance) => {

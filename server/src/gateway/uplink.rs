@@ -194,9 +194,14 @@ impl Gateway {
         self.clocks.hear_wall(node, wall_us);
     }
 
-    /// The leader's clocks, as it told them a moment ago.
-    pub fn hear_clocks(&mut self, stamp: u64, lease: u64) {
-        self.clocks.hear(stamp, lease);
+    /// The clocks of the leader of `term`, as it told them a moment ago.
+    pub fn hear_clocks(&mut self, term: u64, stamp: u64, lease: u64) {
+        self.clocks.hear(term, stamp, lease);
+    }
+
+    /// Entries of this term apply from now on.
+    pub fn term_began(&mut self, term: u64) {
+        self.clocks.term_began(term);
     }
 
     /// Another node leads, or none.

@@ -141,7 +141,7 @@ pub struct Leader {
 impl Leader {
     /// Takes office: this node leads `term`, and has applied an entry of it.
     pub fn new(term: u64, node: u32, ground: &mut Ground<'_>) -> Self {
-        ground.clocks.take_office(ground.engine.stamp(), ground.engine.lease());
+        ground.clocks.take_office(term, ground.engine.stamp(), ground.engine.lease());
         Leader {
             term,
             node,
