@@ -2,8 +2,9 @@
 //!
 //! *Stamps* drive delays and pauses. They start at the later of the last stamp in the log and the wall clock, advance
 //! with monotonic time, and from then on are only slewed towards the wall clock: a wall clock that jumps neither fires
-//! delays early nor holds them up. The *lease clock* drives TTR. A tick adds at most one election timeout, so time in
-//! which the process was frozen, and no worker could have touched its job, does not count against the worker.
+//! delays early nor holds them up. The *lease clock* drives TTR. It counts only time in which a worker could have touched its
+//! job: a tick adds at most one election timeout, however long the process was frozen, and a leader that no quorum confirms
+//! counts nothing.
 //!
 //! A leader goes on where its predecessor was, as far as that is known: from the log, and from what the predecessor told
 //! outside of it. Clocks of leaders further back are void, for they may have run ahead of where the predecessor began:
@@ -16,6 +17,8 @@
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::gateway::lease::RENEW_EVERY_US;
 
 /// Where time comes from: the system, or a simulation.
 pub trait TimeSource: Send + 'static {
@@ -61,6 +64,10 @@ const SLEW_DIVISOR: u64 = 2000;
 /// One tick of the lease clock adds at most this much: the election timeout.
 pub const LEASE_STEP_MAX_US: u64 = 600_000;
 
+/// How long a leader's lease clock goes on after a renewal was sent that a quorum confirmed: until the next one must have
+/// been confirmed, on a network that answers within an election timeout.
+const QUORUM_HOLDS_US: u64 = RENEW_EVERY_US + LEASE_STEP_MAX_US;
+
 /// The clocks of a leader, as far as this node has heard of them outside the log, or was that leader.
 #[derive(Clone, Copy)]
 struct Heard {
@@ -81,6 +88,8 @@ pub struct Clocks {
     leads: Option<u64>,
     /// The term of the newest entry that has applied, and the term before that one.
     applied_terms: (u64, u64),
+    /// Until when, in monotonic microseconds, a quorum's confirmation holds. None: no other node has a say.
+    confirmed_until: Option<u64>,
     /// How far other nodes' wall clocks are ahead of this node's monotonic clock, in microseconds, as far as they told.
     others: BTreeMap<u32, i64>,
 }
@@ -98,7 +107,21 @@ impl Clocks {
             heard: None,
             leads: None,
             applied_terms: (0, 0),
+            confirmed_until: None,
             others: BTreeMap::new(),
+        }
+    }
+
+    /// Other nodes have a say from now on: a leader's lease clock counts nothing without a quorum.
+    pub fn need_quorum(&mut self) {
+        self.confirmed_until.get_or_insert(self.last_monotonic);
+    }
+
+    /// A quorum has confirmed that there was no other leader when a renewal was sent, at `sent` in monotonic microseconds.
+    pub fn confirm(&mut self, sent: u64) {
+        self.advance();
+        if let Some(until) = &mut self.confirmed_until {
+            *until = (sent + QUORUM_HOLDS_US).max(*until);
         }
     }
 
@@ -190,13 +213,15 @@ impl Clocks {
     /// Lets both clocks follow the time that passed since the last call.
     pub fn advance(&mut self) {
         let now = self.source.monotonic_us();
-        let elapsed = now - self.last_monotonic;
-        self.last_monotonic = now;
+        let before = std::mem::replace(&mut self.last_monotonic, now);
+        let elapsed = now - before;
         self.stamp += elapsed;
+        let mut counts = elapsed;
         if self.leads.is_some() {
             self.slew(elapsed);
+            counts = self.confirmed_until.map_or(elapsed, |until| until.clamp(before, now) - before);
         }
-        self.lease += elapsed.min(LEASE_STEP_MAX_US);
+        self.lease += counts.min(LEASE_STEP_MAX_US);
     }
 
     /// Moves the stamp towards the wall clock by a small part of the time that passed. It never steps, and as the
@@ -352,6 +377,25 @@ mod tests {
         // Its last entry in the log is older than what it has told others since.
         clocks.take_office(1, 1000 * S, 5 * S);
         assert_eq!((clocks.stamp(), clocks.lease()), (1000 * S + S / 2, 5 * S + S / 2));
+    }
+
+    #[test]
+    fn a_leader_that_no_quorum_confirms_counts_no_time_against_workers() {
+        let fake = Fake::default();
+        let mut clocks = Clocks::new(Box::new(fake.clone()));
+        clocks.need_quorum();
+        clocks.take_office(1, 0, 5 * S);
+        let pass = |clocks: &mut Clocks| {
+            for _ in 0..50 {
+                fake.pass(S / 10);
+                clocks.advance();
+            }
+        };
+        pass(&mut clocks);
+        assert_eq!((clocks.stamp(), clocks.lease()), (5 * S, 5 * S));
+        clocks.confirm(clocks.monotonic() - S / 10);
+        pass(&mut clocks);
+        assert_eq!(clocks.lease(), 5 * S + QUORUM_HOLDS_US - S / 10);
     }
 
     #[test]

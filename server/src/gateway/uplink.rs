@@ -32,6 +32,7 @@ impl Gateway {
     pub fn join_cluster(&mut self) {
         self.clustered = true;
         self.clocks.advance();
+        self.clocks.need_quorum();
         self.lease.begin(self.clocks.monotonic());
     }
 
@@ -171,6 +172,7 @@ impl Gateway {
     /// A renewal that was sent at `sent`, in monotonic microseconds, was answered by a leader that has its quorum.
     pub fn renewed(&mut self, sent: u64) {
         self.lease.renew(sent);
+        self.clocks.confirm(sent);
     }
 
     /// Monotonic microseconds now.
