@@ -137,12 +137,10 @@ impl Clocks {
         self.advance();
         self.note_own();
         let predecessor = self.heard.filter(|heard| heard.term >= self.last_term_before(term));
-        let (stamp, lease) = match predecessor {
-            Some(heard) => (self.stamp, heard.lease),
-            None => (self.wall(), 0),
-        };
+        // Stamps of all leaders are near to each other, and any of them is better than one wall clock that is wrong.
+        let stamp = if self.heard.is_some() { self.stamp } else { self.wall() };
         self.stamp = stamp.max(last_stamp);
-        self.lease = lease.max(last_lease);
+        self.lease = predecessor.map_or(0, |heard| heard.lease).max(last_lease);
         self.leads = Some(term);
     }
 
@@ -355,9 +353,11 @@ mod tests {
         // The second leader had heard less, so it began at 9 s; it was gone before it told this node anything.
         clocks.term_began(2);
         fake.pass(S);
+        // This node's wall clock is wrong, and nobody has told another one: the stamps go on all the same.
+        fake.wall.fetch_add(3600 * S, SeqCst);
         clocks.term_began(3);
         clocks.take_office(3, 1000 * S, 9 * S + S / 10);
-        assert_eq!(clocks.lease(), 9 * S + S / 10);
+        assert_eq!((clocks.stamp(), clocks.lease()), (1001 * S, 9 * S + S / 10));
         // Nor does a word of the first one that was long on its way count now.
         clocks.leave_office();
         clocks.hear(1, 1003 * S, 12 * S);
