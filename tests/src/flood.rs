@@ -146,6 +146,21 @@ pub fn fill(addr: SocketAddr, body: usize, most: u64, slow: Duration) -> io::Res
     Ok(inserted)
 }
 
+/// Deletes the jobs with the first so many ids, those that are still there, many at a time.
+pub fn delete(addr: SocketAddr, jobs: u64) -> io::Result<()> {
+    const ROUND: u64 = 200;
+    let mut connection = Connection::open(addr)?;
+    for first in (1..=jobs).step_by(ROUND as usize) {
+        let ids = first..=jobs.min(first + ROUND - 1);
+        let round: String = ids.clone().map(|id| format!("delete {id}\r\n")).collect();
+        connection.send(round.as_bytes())?;
+        for _ in ids {
+            connection.reply()?;
+        }
+    }
+    Ok(())
+}
+
 /// Reserves and deletes for so long, on so many connections. Answers how many jobs that were, and how long each cycle took.
 pub fn drain(addr: SocketAddr, workers: usize, time: Duration) -> Seen {
     let workers: Vec<JoinHandle<io::Result<Seen>>> =

@@ -255,6 +255,20 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::State;
+
+    #[test]
+    fn the_word_is_the_worst_of_the_voters_that_told() {
+        let told = |id, state, gap_us| Report { id, stance: Stance { state, gap_us }, ..Report::default() };
+        let reports = Reports::default();
+        reports.set(told(1, State::Open, 16_000));
+        reports.set(told(2, State::Shedding, 2_000));
+        reports.set(told(4, State::Closed, 50_000));
+        let worst = |voters: &[u64]| reports.stances(voters).fold(Stance::default(), Stance::worst);
+        assert_eq!(worst(&[1, 2, 3]), Stance { state: State::Shedding, gap_us: 16_000 });
+        assert_eq!(worst(&[3]), Stance::default(), "of a node that never told nothing is known");
+        assert_eq!(worst(&[1, 4]).state, State::Closed);
+    }
 
     #[test]
     fn reports_travel_and_the_newest_stays() {
