@@ -127,7 +127,8 @@ fn put_until(stop: &AtomicBool, addr: SocketAddr, plan: Plan) -> io::Result<Seen
 /// Puts jobs as fast as they are taken, many at a time, until one answer is not `INSERTED`, a round takes longer than
 /// `slow`, or there are `most` of them. Answers how many were inserted.
 pub fn fill(addr: SocketAddr, body: usize, most: u64, slow: Duration) -> io::Result<u64> {
-    const ROUND: u64 = 200;
+    // Just below what a connection may have unanswered.
+    const ROUND: u64 = 2000;
     let mut connection = Connection::open(addr)?;
     let round = put_request(100, 0, 600, &vec![b'y'; body]).repeat(ROUND as usize);
     let mut inserted = 0;
