@@ -140,8 +140,8 @@ pub struct Driver<'r> {
 }
 
 impl<'r> Driver<'r> {
-    /// Connects one lane for each of `roles`, to one address after the other, and sets up its tubes; returns when the server has answered all
-    /// that.
+    /// Connects one lane for each of `roles`, to one address after the other, and sets up its tubes; returns when
+    /// the server has answered all that.
     pub fn open(
         plan: &'r Plan,
         roles: &[Role],

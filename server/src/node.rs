@@ -33,7 +33,8 @@ const REPLIES_AT_ONCE: usize = 32;
 /// would cost about as much again, on virtual machines above all (see docs/adr).
 const AWAKE_MAX: Duration = Duration::from_micros(300);
 
-/// The same when other nodes have a say: where several nodes share processors, a thread that stays awake for longer takes from them.
+/// The same when other nodes have a say: where several nodes share processors, a thread that stays awake for longer
+/// takes from them.
 const AWAKE_IN_CLUSTER_MAX: Duration = Duration::from_micros(100);
 
 /// Clients' buffers may always take this much, however small the budget.

@@ -145,7 +145,8 @@ impl Reports {
         self.of_nodes.lock().values().map(|(report, at)| (report.clone(), age(at))).collect()
     }
 
-    /// What other nodes' clients did when those nodes told last. A node that has not told for long is away, and its clients with it.
+    /// What other nodes' clients did when those nodes told last. A node that has not told for long is
+    /// away, and its clients with it.
     pub fn roles_elsewhere(&self, node: u64) -> Roles {
         let of_nodes = self.of_nodes.lock();
         let here = |report: &Report, at: &Instant| report.id != node && at.elapsed() < AWAY_AFTER;

@@ -348,7 +348,8 @@ impl Leader {
         })
     }
 
-    /// Whether the open entry, if there is one, goes now: nothing is under way, or it has gathered as many commands as the newest one.
+    /// Whether the open entry, if there is one, goes now: nothing is under way, or it has gathered as many commands
+    /// as the newest one.
     fn may_propose(&self) -> bool {
         let (Some(newest), Some(open)) = (self.under_way.back(), &self.open) else { return true };
         self.under_way.len() < ENTRIES_UNDER_WAY_MAX && open.builder.command_bytes() >= newest.command_bytes
