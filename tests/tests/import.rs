@@ -140,8 +140,8 @@ fn a_source_that_cannot_reserve_by_number_is_drained_too() {
     check(&mut target.connect());
 }
 
-/// Takes one connection to a server, and passes commands on but for `reserve-job`, which becomes a word of the same length that no
-/// server knows.
+/// Takes one connection to a server, and passes commands on but for `reserve-job`, which becomes a
+/// word of the same length that no server knows.
 fn garbling_line(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
