@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::totals::Totals;
 use super::{
     DATA_MAX, ENTRY_LEN, FrameKind, IN_PIECES, Progress, VERSION, WHOLE, close_frame, open_frame, refused,
 };
@@ -110,10 +111,7 @@ struct Sender {
     /// The entry of which some bytes were sent.
     sending: Option<Sending>,
     image: ImageReader,
-    entries: u64,
-    entry_bytes: u64,
-    image_bytes: u64,
-    crc: crc32fast::Hasher,
+    totals: Totals,
     progress: Arc<Progress>,
 }
 
@@ -161,10 +159,7 @@ impl Sender {
             rows,
             sending: None,
             image,
-            entries: 0,
-            entry_bytes: 0,
-            image_bytes: 0,
-            crc: crc32fast::Hasher::new(),
+            totals: Totals::default(),
             progress,
         })
     }
@@ -189,7 +184,7 @@ impl Sender {
                 Stage::Image => {
                     let mut frame = open_frame(DATA_MAX);
                     let read = (&mut self.image).take(DATA_MAX as u64).read_to_end(&mut frame)?;
-                    self.image_bytes += read as u64;
+                    self.totals.image_bytes += read as u64;
                     if read > 0 {
                         return Ok(Some(self.close(frame, FrameKind::Image)));
                     }
@@ -197,10 +192,7 @@ impl Sender {
                 }
                 Stage::End => {
                     let mut frame = open_frame(super::END_LEN);
-                    for number in [self.entries, self.entry_bytes, self.image_bytes] {
-                        frame.extend_from_slice(&number.to_le_bytes());
-                    }
-                    frame.extend_from_slice(&self.crc.clone().finalize().to_le_bytes());
+                    frame.extend_from_slice(&self.totals.encode());
                     self.stage = Stage::Over;
                     let frame = self.close(frame, FrameKind::End);
                     self.progress.finish();
@@ -213,7 +205,7 @@ impl Sender {
 
     fn close(&mut self, frame: Vec<u8>, kind: FrameKind) -> Bytes {
         match kind {
-            FrameKind::Entries | FrameKind::Image => self.crc.update(&frame[super::HEAD_LEN..]),
+            FrameKind::Entries | FrameKind::Image => self.totals.hash(&frame[super::HEAD_LEN..]),
             FrameKind::Begin | FrameKind::End => {}
         }
         self.progress.add(frame.len());
@@ -235,7 +227,7 @@ impl Sender {
                 Some(_) if room == 0 => return Ok(()),
                 Some(sending) => {
                     let copied = sending.copy(&mut self.rows[sending.row], room, frame)?;
-                    self.entry_bytes += copied as u64;
+                    self.totals.entry_bytes += copied as u64;
                     if sending.left == 0 {
                         let sending = self.sending.take().expect("it is being sent");
                         let row = sending.row;
@@ -253,7 +245,7 @@ impl Sender {
         frame.extend_from_slice(&head.len.to_le_bytes());
         let kind = if head.kind == Kind::Pieces { IN_PIECES } else { WHOLE };
         frame.extend_from_slice(&kind.to_le_bytes());
-        self.entries += 1;
+        self.totals.entries += 1;
         self.sending = Some(sending);
     }
 

@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
+use super::totals::Totals;
 use super::{
-    BEGIN_LEN, DATA_MAX, END_LEN, ENTRY_LEN, FrameKind, IN_PIECES, Progress, Staged, VERSION, WHOLE,
-    parse_frame, refused,
+    BEGIN_LEN, DATA_MAX, ENTRY_LEN, FrameKind, IN_PIECES, Progress, Staged, VERSION, WHOLE, parse_frame,
+    refused,
 };
 use crate::body_segment;
 use crate::format::{Kind, MAX_PAYLOAD, Position, record_len, u32_at, u64_at};
@@ -183,20 +184,12 @@ struct Receiving {
     staged: Staged,
 }
 
-#[derive(Default)]
-struct Totals {
-    entries: u64,
-    entry_bytes: u64,
-    image_bytes: u64,
-    crc: crc32fast::Hasher,
-}
-
 impl Receiving {
     fn entries(&mut self, shared: &MachineShared, mut data: &[u8]) -> io::Result<()> {
         if self.totals.image_bytes > 0 {
             return Err(refused("an entry after the image"));
         }
-        self.totals.crc.update(data);
+        self.totals.hash(data);
         while !data.is_empty() {
             if self.left == 0 {
                 let (head, rest) = data.split_at(data.len().min(ENTRY_LEN - self.head.len()));
@@ -267,19 +260,13 @@ impl Receiving {
         if data.is_empty() || data.len() > DATA_MAX {
             return Err(refused("an empty piece of the image"));
         }
-        self.totals.crc.update(data);
+        self.totals.hash(data);
         self.totals.image_bytes += data.len() as u64;
         self.image.write(data)
     }
 
     fn end(&mut self, data: &[u8]) -> io::Result<()> {
-        let totals = &self.totals;
-        let mut expected = Vec::with_capacity(END_LEN);
-        for number in [totals.entries, totals.entry_bytes, totals.image_bytes] {
-            expected.extend_from_slice(&number.to_le_bytes());
-        }
-        expected.extend_from_slice(&totals.crc.clone().finalize().to_le_bytes());
-        if self.within_entry() || data != expected {
+        if self.within_entry() || data != self.totals.encode() {
             return Err(refused("the totals are not those of what came"));
         }
         self.seal()

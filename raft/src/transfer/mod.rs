@@ -31,6 +31,7 @@
 
 mod export;
 mod import;
+mod totals;
 mod walk;
 
 use std::io;

@@ -4,9 +4,8 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::{
-    BEGIN_LEN, END_LEN, ENTRY_LEN, FrameKind, VERSION, close_frame, open_frame, parse_frame, refused,
-};
+use super::totals::Totals;
+use super::{BEGIN_LEN, ENTRY_LEN, FrameKind, VERSION, close_frame, open_frame, parse_frame, refused};
 use crate::format::{Position, u32_at, u64_at};
 use crate::snapshot;
 
@@ -28,15 +27,6 @@ pub(crate) struct Walk {
     left: usize,
 }
 
-/// What came.
-#[derive(Default)]
-pub(crate) struct Totals {
-    pub(crate) entries: u64,
-    pub(crate) entry_bytes: u64,
-    pub(crate) image_bytes: u64,
-    crc: crc32fast::Hasher,
-}
-
 impl Walk {
     /// Takes the next frame; answers the piece of the image in it, if it has one.
     ///
@@ -55,7 +45,7 @@ impl Walk {
                 return Err(refused("the image within an entry, or empty"));
             }
             FrameKind::Image => {
-                self.totals.crc.update(data);
+                self.totals.hash(data);
                 self.totals.image_bytes += data.len() as u64;
                 return Ok(Some(data));
             }
@@ -88,7 +78,7 @@ impl Walk {
         if self.totals.image_bytes > 0 {
             return Err(refused("an entry after the image"));
         }
-        self.totals.crc.update(data);
+        self.totals.hash(data);
         while !data.is_empty() {
             if self.left > 0 {
                 let piece = data.len().min(self.left);
@@ -121,13 +111,7 @@ impl Walk {
     }
 
     fn end(&mut self, data: &[u8]) -> io::Result<()> {
-        let totals = &self.totals;
-        let mut expected = Vec::with_capacity(END_LEN);
-        for number in [totals.entries, totals.entry_bytes, totals.image_bytes] {
-            expected.extend_from_slice(&number.to_le_bytes());
-        }
-        expected.extend_from_slice(&totals.crc.clone().finalize().to_le_bytes());
-        if self.left > 0 || !self.head.is_empty() || data != expected {
+        if self.left > 0 || !self.head.is_empty() || data != self.totals.encode() {
             return Err(refused("the totals are not those of what came"));
         }
         self.ended = true;
