@@ -1,6 +1,6 @@
 //! The flush thread: the only writer of segments.
 //!
-//! It takes all that is queued, encodes it, writes it with one `pwritev`, makes it durable with one
+//! It takes all that is queued, encodes it, writes it with one `pwrite`, makes it durable with one
 //! `fdatasync` and reports, in order; meanwhile the next group gathers in the queue. There is no lingering.
 //! Never more than [`UNSYNCED_MAX`] bytes are written without a sync.
 //!
@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
+use crate::append::{Appender, UNSYNCED_MAX};
 use crate::completion::Done;
 use crate::format::{
     self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, Kind, LogState, Position, StateRecord, TRAILER_LEN,
@@ -24,11 +25,8 @@ use crate::scan::next_index;
 use crate::segment::Segment;
 use crate::types::{Entry, entry_record};
 
-/// How many bytes may be written without a sync: more would let other processes' threads stall on write-back.
-pub(crate) const UNSYNCED_MAX: usize = 1 << 20;
-/// Parts of payloads up to this many bytes are copied next to their heads; longer ones are written from where
-/// they are.
-const COPY_MAX: usize = 4 << 10;
+/// Segments of a size of their own are a multiple of this long, so that their last block can be written directly.
+const CAPACITY_STEP: u64 = 4096;
 
 /// The running flush thread, or the task that stands in for it.
 pub(crate) enum Flusher {
@@ -49,7 +47,7 @@ impl Flusher {
 
 /// Starts the thread.
 pub(crate) fn start(log: Arc<Log>, preparer: Arc<Preparer>, active: Option<Active>) -> io::Result<Flusher> {
-    let mut writer = Writer::new(log.clone(), preparer, active, log.state());
+    let mut writer = Writer::new(log.clone(), preparer, active, log.state())?;
     if log.inline {
         let task = tokio::spawn(async move { while writer.work(log.take_work_inline().await).is_some() {} });
         return Ok(Flusher::Task(task));
@@ -82,9 +80,7 @@ struct Writer {
     log: Arc<Log>,
     preparer: Arc<Preparer>,
     /// The segment being written; `None` until the first record needs one.
-    segment: Option<Arc<Segment>>,
-    /// Where the next record goes.
-    at: u64,
+    target: Option<Target>,
     /// Up to where the segment is synced.
     durable: u64,
     /// The state after what is staged.
@@ -95,46 +91,52 @@ struct Writer {
     staged: Staged,
 }
 
-/// Records encoded and not yet written.
+/// A segment being written.
+struct Target {
+    segment: Arc<Segment>,
+    /// Its end, with the records that are staged.
+    appender: Appender,
+}
+
+impl Target {
+    /// Goes on at `at`.
+    fn new(segment: Arc<Segment>, at: u64) -> io::Result<Self> {
+        let appender = Appender::new(segment.file.clone(), at)?;
+        Ok(Self { segment, appender })
+    }
+}
+
+/// What comes with the records that are encoded and not yet written.
 #[derive(Default)]
 struct Staged {
-    /// Heads, short parts and padding.
-    bytes: Vec<u8>,
-    /// What to write, in order.
-    pieces: Vec<Piece>,
-    /// How long all pieces are.
-    len: usize,
     placed: Placed,
     done: Vec<Done>,
     /// The purge point in it.
     purged: Option<u64>,
 }
 
-enum Piece {
-    /// A range of [`Staged::bytes`] that ends here and starts where the one before ended.
-    Bytes(usize),
-    Part(Bytes),
-}
-
 impl Writer {
-    fn new(log: Arc<Log>, preparer: Arc<Preparer>, active: Option<Active>, state: LogState) -> Self {
+    fn new(
+        log: Arc<Log>,
+        preparer: Arc<Preparer>,
+        active: Option<Active>,
+        state: LogState,
+    ) -> io::Result<Self> {
         let start = HEADER_LEN as u64;
-        let (segment, at, truncated_from) = match active {
-            Some(active) => (Some(active.segment), active.end, active.truncated_from),
-            None => (None, start, None),
-        };
-        let staged = Staged::default();
+        let (durable, truncated_from) =
+            active.as_ref().map_or((start, None), |active| (active.end, active.truncated_from));
         // Not the log's next one when the purge point has jumped beyond the end.
-        let end = segment.as_ref().and_then(|segment| segment.range()).map(|(_, last)| last + 1);
+        let end = active.as_ref().and_then(|active| active.segment.range()).map(|(_, last)| last + 1);
         let next = end.unwrap_or_else(|| next_index(&state));
-        let mut writer =
-            Self { log, preparer, segment, at, durable: at, state, truncated_from, next, staged };
-        if writer.segment.is_some() && at == start {
+        let target = active.map(|active| Target::new(active.segment, active.end)).transpose()?;
+        let staged = Staged::default();
+        let mut writer = Self { log, preparer, target, durable, state, truncated_from, next, staged };
+        if writer.target.is_some() && durable == start {
             // A crash took even its state record.
             let before = writer.log.table.all().into_iter().rev().nth(1);
             writer.stage_state(before.as_deref());
         }
-        writer
+        Ok(writer)
     }
 
     /// Does what was taken from the queue; answers the spent vector, or `None` when this was the end.
@@ -153,7 +155,7 @@ impl Writer {
     fn run(&mut self, ops: &mut impl Iterator<Item = Op>, committed: Option<Position>) -> io::Result<()> {
         for op in ops {
             self.stage_op(op)?;
-            if self.staged.len >= UNSYNCED_MAX {
+            if self.waiting() >= UNSYNCED_MAX {
                 self.flush()?;
             }
         }
@@ -223,14 +225,20 @@ impl Writer {
 
     /// How many entries the segment holds, staged ones included.
     fn entries(&self) -> usize {
-        self.segment.as_ref().map_or(0, |segment| segment.count()) + self.staged.placed.offsets.len()
+        self.target.as_ref().map_or(0, |target| target.segment.count()) + self.staged.placed.offsets.len()
+    }
+
+    /// How many bytes are staged.
+    fn waiting(&self) -> usize {
+        self.target.as_ref().map_or(0, |target| target.appender.waiting())
     }
 
     /// Encodes a record; answers where it will start. Moves on to the next segment when it does not fit.
     fn stage(&mut self, kind: Kind, position: Position, parts: &[Bytes]) -> io::Result<u64> {
         let len: usize = parts.iter().map(Bytes::len).sum();
-        let fits = self.segment.as_ref().is_some_and(|segment| {
-            self.at + record_len(len) + closing_len(self.entries() + 1) <= segment.capacity
+        let closing = closing_len(self.entries() + 1);
+        let fits = self.target.as_ref().is_some_and(|target| {
+            target.appender.at() + record_len(len) + closing <= target.segment.capacity
         });
         if !fits {
             self.rotate(len)?;
@@ -239,7 +247,7 @@ impl Writer {
     }
 
     fn push(&mut self, kind: Kind, position: Position, parts: &[Bytes], len: usize) -> u64 {
-        let seed = self.segment.as_ref().expect("records are staged for a segment").seed;
+        let Target { segment, appender } = self.target.as_mut().expect("records are staged for a segment");
         let head = Head {
             kind,
             len: u32::try_from(len).expect("payloads are bounded"),
@@ -247,22 +255,11 @@ impl Writer {
             index: position.index,
             term: position.term,
         };
-        let staged = &mut self.staged;
-        staged.bytes.extend_from_slice(&head.encode(seed, parts.iter().map(|part| &part[..])));
-        for part in parts {
-            if part.len() <= COPY_MAX {
-                staged.bytes.extend_from_slice(part);
-            } else {
-                staged.pieces.push(Piece::Bytes(staged.bytes.len()));
-                staged.pieces.push(Piece::Part(part.clone()));
-            }
-        }
-        let total = record_len(len);
-        let padding = usize::try_from(total).expect("a record fits memory") - HEAD_LEN - len;
-        staged.bytes.extend_from_slice(&[0; ALIGN][..padding]);
-        staged.len += usize::try_from(total).expect("a record fits memory");
-        let offset = self.at;
-        self.at += total;
+        let offset = appender.at();
+        appender.push(&head.encode(segment.seed, parts.iter().map(|part| &part[..])));
+        parts.iter().for_each(|part| appender.push(part));
+        let total = usize::try_from(record_len(len)).expect("a record fits memory");
+        appender.push(&[0; ALIGN][..total - HEAD_LEN - len]);
         offset
     }
 
@@ -276,37 +273,31 @@ impl Writer {
 
     /// Writes what is staged, makes it durable and reports it.
     fn flush(&mut self) -> io::Result<()> {
-        if self.staged.len > 0 {
-            let segment = self.segment.clone().expect("records are staged for a segment");
-            let len = self.staged.len as u64;
-            let start = self.at - len;
-            self.staged.pieces.push(Piece::Bytes(self.staged.bytes.len()));
-            write(&segment, &self.staged, start)?;
-            self.staged.placed.end = self.at;
-            self.log.publish(&segment, &self.staged.placed, len);
+        let len = self.waiting();
+        if let Some(Target { segment, appender }) = self.target.as_mut().filter(|_| len > 0) {
+            appender.write()?;
+            self.staged.placed.end = appender.at();
+            self.log.publish(segment, &self.staged.placed, len as u64);
             segment.file.sync_data()?;
-            self.durable = self.at;
+            self.durable = appender.at();
         }
         if let Some(index) = self.staged.purged.take() {
             self.log.purge_is_durable(index);
         }
         self.log.completions.succeed(&mut self.staged.done);
-        self.staged.reset();
+        self.staged.placed.offsets.clear();
         Ok(())
     }
 
     /// Seals the segment, if there is one, and begins the next, with room for a payload of `len` bytes.
     fn rotate(&mut self, len: usize) -> io::Result<()> {
         self.flush()?;
-        let previous = self.segment.take();
-        if let Some(segment) = &previous {
-            self.seal(segment)?;
-        }
+        let previous = self.target.take().map(|target| self.seal(target)).transpose()?;
         // After a crash between a seal and the next segment there is none to seal, but still one to follow.
         let previous = previous.or_else(|| self.log.table.all().pop());
         let start = HEADER_LEN as u64;
         let capacity = start + record_len(format::STATE_LEN + 16) + record_len(len) + closing_len(1);
-        let prepared = self.preparer.take(capacity)?;
+        let prepared = self.preparer.take(capacity.next_multiple_of(CAPACITY_STEP))?;
         let segment = Arc::new(Segment::new(
             prepared.header,
             prepared.path,
@@ -315,8 +306,7 @@ impl Writer {
             next_index(&self.state),
         )?);
         self.log.table.push(segment.clone());
-        self.segment = Some(segment);
-        self.at = start;
+        self.target = Some(Target::new(segment, start)?);
         self.durable = start;
         self.truncated_from = None;
         self.next = next_index(&self.state);
@@ -326,7 +316,8 @@ impl Writer {
 
     /// Writes footer and trailer and syncs them, before anything is written to the next segment: so only the
     /// last segment can ever be torn.
-    fn seal(&mut self, segment: &Segment) -> io::Result<()> {
+    fn seal(&mut self, target: Target) -> io::Result<Arc<Segment>> {
+        let Target { segment, mut appender } = target;
         let (first, offsets) = segment.entries();
         let (state, truncated_from, indexes) = (self.state, self.truncated_from, Vec::new());
         let footer = Footer { state, truncated_from, first, offsets, indexes };
@@ -338,25 +329,23 @@ impl Writer {
             index: first,
             term: 0,
         };
-        let head = head.encode(segment.seed, std::iter::once(&payload[..]));
-        segment.file.write_at(&[IoSlice::new(&head)], self.at)?;
-        let mut at = self.at + HEAD_LEN as u64;
-        for chunk in payload.chunks(UNSYNCED_MAX) {
-            segment.file.write_at(&[IoSlice::new(chunk)], at)?;
-            segment.file.sync_data()?;
-            at += chunk.len() as u64;
-        }
-        let trailer = format::encode_trailer(&segment.header, self.at);
+        let at = appender.at();
+        appender.push(&head.encode(segment.seed, std::iter::once(&payload[..])));
+        appender.push(&payload);
+        appender.write()?;
+        segment.file.sync_data()?;
+        let trailer = format::encode_trailer(&segment.header, at);
         segment.file.write_at(&[IoSlice::new(&trailer)], segment.capacity - TRAILER_LEN as u64)?;
         segment.file.sync_data()?;
         segment.shrink();
         tracing::debug!(segment = segment.header.id, first, entries = footer.offsets.len(), "segment sealed");
-        Ok(())
+        Ok(segment)
     }
 
     /// Fails everybody who waits.
     fn fail(&mut self, left: Vec<Op>, error: &io::Error) {
-        let file = self.segment.as_ref().map_or_else(|| self.log.dir.clone(), |segment| segment.path.clone());
+        let file =
+            self.target.as_ref().map_or_else(|| self.log.dir.clone(), |target| target.segment.path.clone());
         let what = format!("writing {}: {error}", file.display());
         let mut waiting = std::mem::take(&mut self.staged.done);
         waiting.extend(left.into_iter().filter_map(Op::into_done));
@@ -370,50 +359,4 @@ const NOWHERE: Position = Position { term: 0, index: 0 };
 /// What sealing a segment of `entries` entries takes.
 fn closing_len(entries: usize) -> u64 {
     record_len(Footer::len(entries)) + TRAILER_LEN as u64
-}
-
-impl Staged {
-    fn reset(&mut self) {
-        // One large entry must not keep its buffer for ever.
-        if self.bytes.capacity() > 2 * UNSYNCED_MAX {
-            self.bytes = Vec::new();
-        }
-        self.bytes.clear();
-        self.pieces.clear();
-        self.len = 0;
-        self.placed.offsets.clear();
-    }
-}
-
-/// Writes the staged pieces at `start`, syncing whenever [`UNSYNCED_MAX`] bytes were written; the last sync is
-/// the caller's.
-fn write(segment: &Segment, staged: &Staged, start: u64) -> io::Result<()> {
-    let mut at = start;
-    let mut group: Vec<IoSlice<'_>> = Vec::with_capacity(staged.pieces.len());
-    let mut group_len = 0;
-    let mut from = 0;
-    for piece in &staged.pieces {
-        let mut rest = match piece {
-            Piece::Bytes(end) => &staged.bytes[std::mem::replace(&mut from, *end)..*end],
-            Piece::Part(part) => &part[..],
-        };
-        while group_len + rest.len() > UNSYNCED_MAX {
-            let (now, later) = rest.split_at(UNSYNCED_MAX - group_len);
-            group.push(IoSlice::new(now));
-            segment.file.write_at(&group, at)?;
-            segment.file.sync_data()?;
-            at += UNSYNCED_MAX as u64;
-            group.clear();
-            group_len = 0;
-            rest = later;
-        }
-        if !rest.is_empty() {
-            group.push(IoSlice::new(rest));
-            group_len += rest.len();
-        }
-    }
-    if group.is_empty() {
-        return Ok(());
-    }
-    segment.file.write_at(&group, at)
 }

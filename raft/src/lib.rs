@@ -19,6 +19,7 @@
 //! forming: a new cluster    members, changes: who belongs to it    peers: whom this node remembers
 //! ```
 
+mod append;
 pub mod backup;
 mod bodies;
 mod body_segment;

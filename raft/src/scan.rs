@@ -16,8 +16,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::append::UNSYNCED_MAX;
 use crate::disk::DiskFile;
-use crate::flush::UNSYNCED_MAX;
 use crate::format::{
     self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, Position, RecordCrc,
     SegmentHeader, StateRecord, TRAILER_LEN,

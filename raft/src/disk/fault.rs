@@ -17,7 +17,10 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
+use super::{Access, BlockFile, Direct, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
+
+/// What direct writes to it are aligned to.
+const BLOCK: usize = 512;
 
 /// A disk in memory, with faults on demand. Clones share the same disk.
 #[derive(Clone)]
@@ -500,6 +503,12 @@ impl DiskFile for FaultFile {
         Ok(())
     }
 
+    fn direct(&self, _offset: u64) -> Option<Direct> {
+        let file = Self { disk: self.disk.clone(), file: self.file.clone() };
+        let whole = self.file.lock().now.len().is_multiple_of(BLOCK);
+        whole.then(|| Direct { file: Arc::new(file), block: BLOCK })
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.check()?;
         let file = self.file.lock();
@@ -543,6 +552,13 @@ impl DiskFile for FaultFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(Arc::new(FaultMap { file: self.file.clone() }))
+    }
+}
+
+impl BlockFile for FaultFile {
+    fn write_blocks(&self, blocks: &[u8], offset: u64) -> io::Result<()> {
+        assert!(blocks.len().is_multiple_of(BLOCK) && offset.is_multiple_of(BLOCK as u64), "whole blocks");
+        self.write_at(&[IoSlice::new(blocks)], offset)
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`DiskMap`], so that a test can put [`FaultDisk`] underneath, which loses unsynced writes, tears them,
 //! flips bits, fails an fsync or runs out of space.
 
+mod direct;
 mod fault;
 mod map;
 mod real;
@@ -105,6 +106,11 @@ pub trait DiskFile: Send + Sync {
     /// What the system says; some of the bytes may have been written then.
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
 
+    /// A way to write past the system's page cache, when there is one that keeps reads and maps of the file right, and
+    /// the file's length is a multiple of the block. What lies at `offset` is written once more to try it out: nobody
+    /// else may write to the file meanwhile.
+    fn direct(&self, offset: u64) -> Option<Direct>;
+
     /// Reads at `offset` until `buf` is full or the file ends; answers how many bytes were read.
     ///
     /// # Errors
@@ -134,6 +140,24 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// What the system says.
     fn map(&self, len: u64) -> io::Result<Arc<dyn DiskMap>>;
+}
+
+/// Writes past the system's page cache.
+pub struct Direct {
+    /// Where they go.
+    pub file: Arc<dyn BlockFile>,
+    /// What offsets and lengths must be multiples of, in bytes.
+    pub block: usize,
+}
+
+/// A file written past the system's page cache.
+pub trait BlockFile: Send + Sync {
+    /// Writes whole blocks at a block's offset, from an address that is a multiple of 4096. Not durable before
+    /// [`DiskFile::sync_data`].
+    ///
+    /// # Errors
+    /// What the system says; some of the bytes may have been written then.
+    fn write_blocks(&self, blocks: &[u8], offset: u64) -> io::Result<()>;
 }
 
 /// A file mapped for reading. The file must never become shorter than the map.

@@ -11,8 +11,9 @@ use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::statvfs::statvfs;
 use nix::sys::uio::pwritev;
 
+use super::direct;
 use super::map::FileMap;
-use super::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
+use super::{Access, Direct, Disk, DiskFile, DiskLock, DiskMap, DiskSpace};
 
 /// The operating system's files.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,6 +110,10 @@ impl DiskFile for RealFile {
             }
         }
         Ok(())
+    }
+
+    fn direct(&self, offset: u64) -> Option<Direct> {
+        direct::try_out(&self.file, offset)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
