@@ -21,8 +21,8 @@ use rand::Rng;
 use crate::disk::{Access, Disk};
 use crate::error::{Corruption, StartError};
 use crate::format::{
-    self, ALIGN, BadHeader, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, OpenRecord,
-    Position, SegmentHeader, StateRecord, VERSION,
+    self, ALIGN, BadHeader, Contents, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState,
+    OpenRecord, Position, SegmentHeader, StateRecord, VERSION,
 };
 use crate::output::Output;
 use crate::scan::{self, Ending};
@@ -101,7 +101,7 @@ impl Drop for Writer {
 impl Writer {
     /// Begins body segment `id` of the snapshot that stands at `snapshot`.
     pub(crate) fn create(disk: &Arc<dyn Disk>, dir: &Path, id: u64, snapshot: Position) -> io::Result<Self> {
-        let header = SegmentHeader { id, epoch: rand::rng().random(), bodies: true };
+        let header = SegmentHeader { id, epoch: rand::rng().random(), contents: Contents::Bodies };
         let at = Some(snapshot);
         let state = LogState { ballot: None, last: at, committed: at, purged: at };
         let temporary = temporary_path(dir, id);
@@ -285,7 +285,7 @@ fn open(disk: &dyn Disk, dir: &Path, id: u64) -> Result<(Segment, u64), StartErr
     let file = disk.open(&path, Access::Read).map_err(failed)?;
     let capacity = file.size().map_err(failed)?;
     let header = match scan::read_header(&file).map_err(failed)? {
-        Ok(header) if header.id == id && header.bodies => header,
+        Ok(header) if header.id == id && header.contents.is_bodies() => header,
         Ok(_) => return Err(corrupt(0, "it is another segment under this name")),
         Err(BadHeader::Version(found)) => {
             return Err(StartError::Version { file: path.clone(), found, supported: VERSION });

@@ -4,11 +4,15 @@
 //! `fdatasync` and reports, in order; meanwhile the next group gathers in the queue. There is no lingering.
 //! Never more than [`UNSYNCED_MAX`] bytes are written without a sync.
 //!
+//! When nothing came for a moment after a flush, or at the end, one more record is written (and not synced): it says up to
+//! where the segment is synced, so that what lies before it cannot pass for the trace of a crash (see `scan.rs`).
+//!
 //! After any failed write or sync nothing is retried: every waiter fails and the node stops.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -25,6 +29,8 @@ use crate::scan::next_index;
 use crate::segment::Segment;
 use crate::types::{Entry, entry_record};
 
+/// A flush that nothing follows for so long gets its witness.
+const IDLE: Duration = Duration::from_millis(10);
 /// Segments of a size of their own are a multiple of this long, so that their last block can be written directly.
 const CAPACITY_STEP: u64 = 4096;
 
@@ -49,7 +55,9 @@ impl Flusher {
 pub(crate) fn start(log: Arc<Log>, preparer: Arc<Preparer>, active: Option<Active>) -> io::Result<Flusher> {
     let mut writer = Writer::new(log.clone(), preparer, active, log.state())?;
     if log.inline {
-        let task = tokio::spawn(async move { while writer.work(log.take_work_inline().await).is_some() {} });
+        let task = tokio::spawn(async move {
+            while writer.work(log.take_work_inline(writer.patience()).await).is_some() {}
+        });
         return Ok(Flusher::Task(task));
     }
     let thread = std::thread::Builder::new().name("bp-flush".into()).spawn(move || run(&log, writer))?;
@@ -70,7 +78,7 @@ impl Drop for Guard<'_> {
 fn run(log: &Log, mut writer: Writer) {
     let _guard = Guard(log);
     let mut spent = Vec::new();
-    while let Some(ops) = writer.work(log.take_work(spent)) {
+    while let Some(ops) = writer.work(log.take_work(spent, writer.patience())) {
         spent = ops;
     }
 }
@@ -83,6 +91,8 @@ struct Writer {
     target: Option<Target>,
     /// Up to where the segment is synced.
     durable: u64,
+    /// Up to where a record in the segment says that it is synced.
+    witnessed: u64,
     /// The state after what is staged.
     state: LogState,
     truncated_from: Option<u64>,
@@ -130,7 +140,9 @@ impl Writer {
         let next = end.unwrap_or_else(|| next_index(&state));
         let target = active.map(|active| Target::new(active.segment, active.end)).transpose()?;
         let staged = Staged::default();
-        let mut writer = Self { log, preparer, target, durable, state, truncated_from, next, staged };
+        let witnessed = durable;
+        let mut writer =
+            Self { log, preparer, target, durable, witnessed, state, truncated_from, next, staged };
         if writer.target.is_some() && durable == start {
             // A crash took even its state record.
             let before = writer.log.table.all().into_iter().rev().nth(1);
@@ -141,8 +153,10 @@ impl Writer {
 
     /// Does what was taken from the queue; answers the spent vector, or `None` when this was the end.
     fn work(&mut self, mut work: Work) -> Option<Vec<Op>> {
+        let idle = work.ops.is_empty();
         let mut ops = work.ops.drain(..);
-        let result = self.run(&mut ops, work.committed);
+        let result = if idle { self.witness(work.committed) } else { self.run(&mut ops, work.committed) };
+        let result = result.and_then(|()| if work.stop { self.witness(work.committed) } else { Ok(()) });
         let left: Vec<Op> = ops.collect();
         if let Err(error) = result {
             self.fail(left, &error);
@@ -166,6 +180,27 @@ impl Writer {
             self.state.committed = committed;
         }
         self.flush()
+    }
+
+    /// How long to wait for more work; for ever unless a witness is due.
+    fn patience(&self) -> Option<Duration> {
+        (self.witnessed < self.durable && self.state.committed.is_some()).then_some(IDLE)
+    }
+
+    /// Writes a record that says up to where the segment is synced, when the last one does not, and there is room for it.
+    /// What it says besides is known; it need not be durable.
+    fn witness(&mut self, committed: Option<Position>) -> io::Result<()> {
+        let Some(position) = committed.filter(|_| self.patience().is_some()) else { return Ok(()) };
+        self.state.committed = committed;
+        let closing = closing_len(self.entries());
+        let fits =
+            |target: &&mut Target| target.appender.at() + record_len(0) + closing <= target.segment.capacity;
+        if self.target.as_mut().filter(fits).is_some() {
+            self.push(Kind::Committed, position, &[], 0);
+            self.write()?;
+        }
+        self.witnessed = self.durable;
+        Ok(())
     }
 
     fn stage_op(&mut self, op: Op) -> io::Result<()> {
@@ -255,6 +290,7 @@ impl Writer {
             index: position.index,
             term: position.term,
         };
+        self.witnessed = self.durable;
         let offset = appender.at();
         appender.push(&head.encode(segment.seed, parts.iter().map(|part| &part[..])));
         parts.iter().for_each(|part| appender.push(part));
@@ -273,19 +309,29 @@ impl Writer {
 
     /// Writes what is staged, makes it durable and reports it.
     fn flush(&mut self) -> io::Result<()> {
-        let len = self.waiting();
-        if let Some(Target { segment, appender }) = self.target.as_mut().filter(|_| len > 0) {
-            appender.write()?;
-            self.staged.placed.end = appender.at();
-            self.log.publish(segment, &self.staged.placed, len as u64);
-            segment.file.sync_data()?;
-            self.durable = appender.at();
+        if self.waiting() > 0 {
+            self.write()?;
+            if let Some(Target { segment, appender }) = &self.target {
+                segment.file.sync_data()?;
+                self.durable = appender.at();
+            }
         }
         if let Some(index) = self.staged.purged.take() {
             self.log.purge_is_durable(index);
         }
         self.log.completions.succeed(&mut self.staged.done);
-        self.staged.placed.offsets.clear();
+        Ok(())
+    }
+
+    /// Writes what is staged and says where it lies.
+    fn write(&mut self) -> io::Result<()> {
+        let Some(Target { segment, appender }) = &mut self.target else { return Ok(()) };
+        let len = appender.waiting() as u64;
+        appender.write()?;
+        let placed = &mut self.staged.placed;
+        placed.end = appender.at();
+        self.log.publish(segment, placed, len);
+        placed.offsets.clear();
         Ok(())
     }
 
@@ -307,7 +353,7 @@ impl Writer {
         )?);
         self.log.table.push(segment.clone());
         self.target = Some(Target::new(segment, start)?);
-        self.durable = start;
+        (self.durable, self.witnessed) = (start, start);
         self.truncated_from = None;
         self.next = next_index(&self.state);
         self.stage_state(previous.as_deref());

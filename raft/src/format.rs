@@ -4,11 +4,11 @@
 //! 0        segment header, 64 bytes
 //! 64       records, each starting at a multiple of 8; the first is a state record
 //! ...      a sealed segment's last record is its footer
-//! ...      zeros
+//! ...      zeros, or in a reused file what was written in its earlier lives
 //! end-32   trailer of a sealed segment: where the footer is
 //!
-//! header   0 magic "BEANSEG1"  8 version u32  12 bodies u32  16 segment id u64  24 epoch u64
-//!          32 zero [28]  60 crc u32
+//! header   0 magic "BEANSEG1"  8 version u32  12 use u32  16 segment id u64  24 epoch u64
+//!          32 seed of the life before u32  36 zero [24]  60 crc u32
 //! record   0 crc u32  4 payload length u32  8 kind u8  9 zero [3]  12 durable u32  16 index u64  24 term u64
 //!          32 payload, then zeros up to a multiple of 8
 //! trailer  0 magic "BEANEND1"  8 footer offset u64  16 epoch u64  24 zero u32  28 crc u32
@@ -19,7 +19,10 @@
 //! was known to be synced when the record was written: damage below a later record's `durable` cannot be the
 //! trace of a crash.
 //!
-//! A segment whose header says `bodies` 1 is no part of the ordered stream: it holds what is left of entries that
+//! `use` is 0 for a file that was blank, and 2 for one that was a segment before: its records count as blank space, by
+//! their seed.
+//!
+//! A segment whose header says `use` 1 (bodies) is no part of the ordered stream: it holds what is left of entries that
 //! were purged here, or that came with a snapshot of another node, in rising order and with gaps, and its footer
 //! lists their indexes too. The lowest bit of an offset in that footer says that the record is of kind `pieces`.
 
@@ -284,8 +287,45 @@ pub(crate) fn seed(id: u64, epoch: u64) -> u32 {
 pub(crate) struct SegmentHeader {
     pub(crate) id: u64,
     pub(crate) epoch: u64,
-    /// It holds entries that came with a snapshot.
-    pub(crate) bodies: bool,
+    pub(crate) contents: Contents,
+}
+
+/// What lies in a segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// A part of the log, then zeros.
+    Log,
+    /// What is left of entries that were purged, or that came with a snapshot.
+    Bodies,
+    /// A part of the log, then what is left of an earlier life of the file.
+    LogInReused {
+        /// Seeds the CRC of the records of the life before.
+        old_seed: u32,
+    },
+}
+
+impl Contents {
+    pub(crate) fn is_bodies(self) -> bool {
+        self == Self::Bodies
+    }
+
+    /// The use that the header tells, and the seed of the life before.
+    fn encode(self) -> (u32, u32) {
+        match self {
+            Self::Log => (0, 0),
+            Self::Bodies => (1, 0),
+            Self::LogInReused { old_seed } => (2, old_seed),
+        }
+    }
+
+    fn decode(tag: u32, old_seed: u32) -> Option<Self> {
+        match tag {
+            0 => Some(Self::Log),
+            1 => Some(Self::Bodies),
+            2 => Some(Self::LogInReused { old_seed }),
+            3..=u32::MAX => None,
+        }
+    }
 }
 
 /// Why the first bytes of a file are no segment header.
@@ -302,7 +342,9 @@ impl SegmentHeader {
         let mut out = [0; HEADER_LEN];
         out[..8].copy_from_slice(SEGMENT_MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        out[12..16].copy_from_slice(&u32::from(self.bodies).to_le_bytes());
+        let (tag, old_seed) = self.contents.encode();
+        out[12..16].copy_from_slice(&tag.to_le_bytes());
+        out[32..36].copy_from_slice(&old_seed.to_le_bytes());
         out[16..24].copy_from_slice(&self.id.to_le_bytes());
         out[24..32].copy_from_slice(&self.epoch.to_le_bytes());
         let crc = crc32fast::hash(&out[..60]);
@@ -319,12 +361,8 @@ impl SegmentHeader {
         if version != VERSION {
             return Err(BadHeader::Version(version));
         }
-        let bodies = match u32_at(bytes, 12) {
-            0 => false,
-            1 => true,
-            2..=u32::MAX => return Err(BadHeader::Damaged),
-        };
-        Ok(Self { id: u64_at(bytes, 16), epoch: u64_at(bytes, 24), bodies })
+        let contents = Contents::decode(u32_at(bytes, 12), u32_at(bytes, 32)).ok_or(BadHeader::Damaged)?;
+        Ok(Self { id: u64_at(bytes, 16), epoch: u64_at(bytes, 24), contents })
     }
 }
 
@@ -517,8 +555,9 @@ mod tests {
     /// What is encoded decodes to the same, and a changed byte anywhere does not pass.
     #[test]
     fn round_trips() {
-        let header = SegmentHeader { id: 7, epoch: 99, bodies: false };
-        for header in [header, SegmentHeader { bodies: true, ..header }] {
+        let header = SegmentHeader { id: 7, epoch: 99, contents: Contents::Log };
+        for contents in [Contents::Log, Contents::Bodies, Contents::LogInReused { old_seed: 5 }] {
+            let header = SegmentHeader { contents, ..header };
             let mut bytes = header.encode();
             assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
             bytes[20] ^= 1;

@@ -168,7 +168,7 @@ fn describe(found: &Found) -> io::Result<SegmentInfo> {
         }
         None => {
             let scan = scan::scan(&found.file, &header, &mut |_, _| {})?;
-            let blank = scan.records == 0 && scan.ending == Ending::Clean;
+            let blank = scan.records == 0 && matches!(scan.ending, Ending::Clean | Ending::Reused { .. });
             info.kind = if blank { SegmentKind::Blank } else { SegmentKind::Open };
             (scan.summary, scan.end)
         }
@@ -190,7 +190,7 @@ pub fn verify(disk: &Arc<dyn Disk>, dir: &Path) -> io::Result<Vec<Check>> {
     let found = find(&**disk, dir)?;
     let mut last_used = 0;
     for (at, segment) in found.iter().enumerate() {
-        if !scan::is_blank(&segment.file, false)? {
+        if !scan::is_blank(&segment.file, segment.header.as_ref().ok(), false)? {
             last_used = at;
         }
     }
@@ -230,10 +230,12 @@ fn check_segment(found: &Found, last: bool) -> io::Result<Check> {
         Ending::Sealed => Finding::Footer { end },
         Ending::Corrupt { at, .. } if at == end && trailer == Some(end) => Finding::Footer { end },
         Ending::Corrupt { at, what } => Finding::Damaged { offset: at, what },
-        Ending::Clean if last => Finding::Whole,
+        Ending::Clean | Ending::Reused { .. } if last => Finding::Whole,
         Ending::Torn { to } if last => Finding::Torn { from: end, to },
-        Ending::Clean | Ending::Torn { .. } if trailer == Some(end) => Finding::Footer { end },
-        Ending::Clean | Ending::Torn { .. } => {
+        Ending::Clean | Ending::Reused { .. } | Ending::Torn { .. } if trailer == Some(end) => {
+            Finding::Footer { end }
+        }
+        Ending::Clean | Ending::Reused { .. } | Ending::Torn { .. } => {
             let what = "the records end here, and other segments follow".to_owned();
             Finding::Damaged { offset: end, what }
         }

@@ -237,8 +237,8 @@ impl Keeper {
         if segments == 0 {
             return Ok(());
         }
-        let log = self.log.clone();
-        let removed = self.log.blocking(move || unlink(&log, &gone));
+        let preparer = self.preparer.clone();
+        let removed = self.log.blocking(move || preparer.dispose(gone));
         if let Err(error) = removed.await {
             self.log.fail(&format!("removing dead segments: {error}"), Vec::new());
             return Err(self.stopped(&error));
@@ -304,12 +304,4 @@ pub(crate) fn take_dead(log: &Log) -> Vec<Arc<Segment>> {
         .map(|segment| segment.header.id)
         .collect();
     if dead.is_empty() { Vec::new() } else { log.table.remove(&dead) }
-}
-
-/// Removes the files of segments that were taken out of the table.
-pub(crate) fn unlink(log: &Log, gone: &[Arc<Segment>]) -> io::Result<()> {
-    for segment in gone {
-        log.disk.unlink(&segment.path)?;
-    }
-    log.disk.sync_dir(&log.dir)
 }

@@ -69,6 +69,7 @@ mod serve;
 mod sim;
 mod snapshot;
 mod space;
+mod spare;
 mod state;
 mod store;
 #[cfg(test)]

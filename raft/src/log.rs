@@ -288,12 +288,16 @@ impl Log {
     }
 
     /// Waits for work. `spent` is the vector of the last time, to be filled anew.
-    pub(crate) fn take_work(&self, mut spent: Vec<Op>) -> Work {
+    pub(crate) fn take_work(&self, mut spent: Vec<Op>, limit: Option<Duration>) -> Work {
         spent.clear();
         let mut inner = self.inner.lock();
         while inner.queue.is_empty() && !inner.stop {
             inner.idle = true;
-            self.work.wait(&mut inner);
+            match limit {
+                None => self.work.wait(&mut inner),
+                Some(limit) if self.work.wait_for(&mut inner, limit).timed_out() => break,
+                Some(_) => {}
+            }
         }
         inner.idle = false;
         std::mem::swap(&mut inner.queue, &mut spent);
@@ -301,8 +305,8 @@ impl Log {
     }
 
     /// The same for a task. Takes as long as the disk says that it needs; what comes meanwhile is done with it.
-    pub(crate) async fn take_work_inline(&self) -> Work {
-        let mut slept = false;
+    pub(crate) async fn take_work_inline(&self, limit: Option<Duration>) -> Work {
+        let (mut slept, mut over) = (false, false);
         loop {
             let latency = if slept || !self.has_work() { Duration::ZERO } else { self.disk.latency() };
             if !latency.is_zero() {
@@ -311,12 +315,16 @@ impl Log {
             }
             {
                 let mut inner = self.inner.lock();
-                if !inner.queue.is_empty() || inner.stop {
+                if !inner.queue.is_empty() || inner.stop || over {
                     let ops = std::mem::take(&mut inner.queue);
                     return Work { ops, committed: inner.state.committed, stop: inner.stop };
                 }
             }
-            self.work_inline.notified().await;
+            let more = self.work_inline.notified();
+            match limit {
+                None => more.await,
+                Some(limit) => over = tokio::time::timeout(limit, more).await.is_err(),
+            }
         }
     }
 

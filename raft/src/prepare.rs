@@ -1,5 +1,5 @@
-//! Segments made ready before they are needed: a thread allocates the next file, fills it with zeros and
-//! syncs it, so that appending to it changes no metadata and its fdatasync is as cheap as the disk allows.
+//! Segments made ready before they are needed: a thread takes a file that was a segment before, or allocates one, fills it
+//! with zeros and syncs it, so that appending to it changes no metadata and its fdatasync is as cheap as the disk allows.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use rand::Rng;
 
 use crate::disk::{Access, Disk, DiskFile};
-use crate::format::SegmentHeader;
+use crate::format::{Contents, SegmentHeader};
 use crate::log::Log;
 use crate::recover::{segment_path, zero};
+use crate::segment::Segment;
 use crate::space::{Marks, Space};
+use crate::spare::{KEPT_FOR, Spare, Spares};
 
 /// After a failure (a full disk, above all) the thread tries again this often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -53,6 +55,8 @@ struct State {
     attempts: u64,
     /// Why the last attempt failed; cleared by the next success.
     failure: Option<io::Error>,
+    /// Files that can become the next segments.
+    spares: Spares,
     /// Somebody waits for the next segment.
     urgent: bool,
     stop: bool,
@@ -67,7 +71,8 @@ impl Preparer {
         next_id: u64,
     ) -> io::Result<Self> {
         blank.reverse();
-        let state = State { ready: blank, next_id, attempts: 0, failure: None, urgent: false, stop: false };
+        let (spares, failure) = (Spares::default(), None);
+        let state = State { ready: blank, next_id, attempts: 0, failure, spares, urgent: false, stop: false };
         let state = Mutex::new(state);
         let shared = Arc::new(Shared { log, segment_bytes, state, changed: Condvar::new() });
         if shared.log.inline {
@@ -159,8 +164,32 @@ impl Preparer {
                 Space::Closed => tracing::error!("the disk is full: what adds to it is refused"),
             }
             log.pressed.notify_one();
+            self.shared.changed.notify_all();
         }
         space
+    }
+
+    /// Removes the files of segments that were taken out of the table, or keeps them to serve again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn dispose(&self, gone: Vec<Arc<Segment>>) -> io::Result<()> {
+        let log = &*self.shared.log;
+        for segment in gone {
+            let fits = segment.capacity == self.shared.segment_bytes && !segment.header.contents.is_bodies();
+            let spare = Spare::of(&segment);
+            let mut state = self.shared.state.lock();
+            if fits && state.spares.has_room() && log.space.space() == Space::Open {
+                log.disk.rename(&segment.path, &spare.path)?;
+                state.spares.add(spare);
+            } else {
+                drop(state);
+                log.disk.unlink(&segment.path)?;
+            }
+        }
+        log.disk.sync_dir(&log.dir)?;
+        self.shared.changed.notify_all();
+        Ok(())
     }
 
     /// A segment id for a file that somebody else makes.
@@ -212,7 +241,12 @@ impl Shared {
                 return;
             }
             if !state.ready.is_empty() {
-                self.changed.wait(&mut state);
+                self.give_back(&mut state);
+                if state.spares.is_empty() {
+                    self.changed.wait(&mut state);
+                } else {
+                    self.changed.wait_for(&mut state, KEPT_FOR);
+                }
                 continue;
             }
             drop(state);
@@ -233,9 +267,13 @@ impl Shared {
         let id = state.next_id;
         state.next_id += 1;
         state.attempts += 1;
+        let spare = state.spares.take();
         drop(state);
         let log = &*self.log;
-        let made = make_segment(&*log.disk, &log.dir, id, self.segment_bytes, &|| self.pause());
+        let made = match spare {
+            Some(spare) => reuse(&*log.disk, &log.dir, id, &spare),
+            None => make_segment(&*log.disk, &log.dir, id, self.segment_bytes, &|| self.pause()),
+        };
         let mut state = self.state.lock();
         self.changed.notify_all();
         match made {
@@ -255,6 +293,16 @@ impl Shared {
                 }
                 state.failure = Some(error);
                 false
+            }
+        }
+    }
+
+    /// Unlinks spare files that are not needed. One that cannot be is removed by the next start.
+    fn give_back(&self, state: &mut State) {
+        let pressed = self.log.space.space() != Space::Open;
+        for spare in state.spares.expired(pressed) {
+            if let Err(error) = self.log.disk.unlink(&spare.path) {
+                tracing::warn!(file = %spare.path.display(), %error, "a spare segment file cannot be removed");
             }
         }
     }
@@ -286,7 +334,7 @@ pub(crate) fn make_segment(
 ) -> io::Result<Prepared> {
     let path = segment_path(dir, id);
     let temporary = path.with_extension("seg.tmp");
-    let header = SegmentHeader { id, epoch: rand::rng().random(), bodies: false };
+    let header = SegmentHeader { id, epoch: rand::rng().random(), contents: Contents::Log };
     let result = fill(disk, &temporary, &header, capacity, pause);
     let file = match result {
         Ok(file) => file,
@@ -298,6 +346,30 @@ pub(crate) fn make_segment(
     };
     disk.rename(&temporary, &path)?;
     disk.sync_dir(dir)?;
+    Ok(Prepared { header, path, file, capacity })
+}
+
+/// Makes a segment of a file that was one before, complete and durable, header included.
+fn reuse(disk: &dyn Disk, dir: &Path, id: u64, spare: &Spare) -> io::Result<Prepared> {
+    let path = segment_path(dir, id);
+    let contents = Contents::LogInReused { old_seed: spare.seed };
+    let header = SegmentHeader { id, epoch: rand::rng().random(), contents };
+    let written = disk.open(&spare.path, Access::Write).and_then(|file| {
+        file.write_at(&[IoSlice::new(&header.encode())], 0)?;
+        file.sync_data()?;
+        Ok(file)
+    });
+    let file = match written {
+        Ok(file) => file,
+        Err(error) => {
+            // The next attempt makes one from nothing; the next start would remove this one as well.
+            disk.unlink(&spare.path).ok();
+            return Err(error);
+        }
+    };
+    disk.rename(&spare.path, &path)?;
+    disk.sync_dir(dir)?;
+    let capacity = file.size()?;
     Ok(Prepared { header, path, file, capacity })
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Corruption, StartError};
-use crate::format::{BadHeader, Footer, LogState, SegmentHeader, VERSION};
+use crate::format::{BadHeader, Contents, Footer, LogState, SegmentHeader, VERSION};
 use crate::prepare::Prepared;
 use crate::scan::{self, Ending, Scan};
 use crate::segment::{Segment, SegmentTable};
@@ -72,7 +72,9 @@ fn open_one(disk: &dyn Disk, dir: &Path, id: u64, access: Access) -> Result<Open
     let capacity = file.size().map_err(failed)?;
     let corrupt = |what: &str| corrupt(dir, &path, 0, what.to_owned());
     match scan::read_header(&file).map_err(failed)? {
-        Ok(header) if header.id == id && !header.bodies => Ok(Opened { header, path, file, capacity }),
+        Ok(header) if header.id == id && !header.contents.is_bodies() => {
+            Ok(Opened { header, path, file, capacity })
+        }
         Ok(header) => Err(corrupt(&format!("it is segment {} under another name", header.id))),
         Err(BadHeader::Version(found)) => {
             Err(StartError::Version { file: path.clone(), found, supported: VERSION })
@@ -95,11 +97,15 @@ pub(crate) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, StartErr
     let last_used = last_used(&opened)?;
     let mut walk = Walk { dir, table: SegmentTable::default(), before: None };
     let mut active = None;
-    let mut blank = Vec::new();
+    let (mut blank, mut reused) = (Vec::new(), Vec::new());
     for (at, segment) in opened.into_iter().enumerate() {
         if last_used.is_none_or(|last| at > last) {
             let Opened { header, path, file, capacity } = segment;
-            blank.push(Prepared { header, path, file, capacity });
+            match header.contents {
+                Contents::Log | Contents::Bodies => blank.push(Prepared { header, path, file, capacity }),
+                // Something may have been written and not survived: only zeros show that nothing was.
+                Contents::LogInReused { .. } => reused.push(path),
+            }
         } else if Some(at) == last_used {
             active = walk.last(segment)?;
         } else {
@@ -110,6 +116,9 @@ pub(crate) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, StartErr
     walk.check_complete(&state)?;
     // Only now: a start that refuses changes nothing.
     remove_temporary(disk, dir)?;
+    for path in &reused {
+        disk.unlink(path).map_err(|source| StartError::Io { file: path.clone(), source })?;
+    }
     disk.sync_dir(dir).map_err(|source| StartError::Io { file: dir.to_path_buf(), source })?;
     Ok(Recovered { table: walk.table, state, active, blank, next_id })
 }
@@ -134,7 +143,7 @@ fn last_used(opened: &[Opened]) -> Result<Option<usize>, StartError> {
             Some(before) => scan::read_trailer(&before.file, &before.header).map_err(failed)?.is_none(),
             None => false,
         };
-        if !scan::is_blank(&segment.file, unsealed).map_err(failed)? {
+        if !scan::is_blank(&segment.file, Some(&segment.header), unsealed).map_err(failed)? {
             return Ok(Some(at));
         }
     }
@@ -179,7 +188,7 @@ impl Walk<'_> {
                 return Err(corrupt(self.dir, &opened.path, *at, what.clone()));
             }
             // Neither footer nor trailer: the next segment says where this one ends.
-            (Ending::Clean | Ending::Torn { .. } | Ending::Corrupt { .. }, _) => {
+            (Ending::Clean | Ending::Reused { .. } | Ending::Torn { .. } | Ending::Corrupt { .. }, _) => {
                 Some((scan.end, opened.path.clone()))
             }
         };
@@ -196,7 +205,7 @@ impl Walk<'_> {
         }
         let scan = scan::scan(&opened.file, &opened.header, &mut |_, _| {}).map_err(failed)?;
         match &scan.ending {
-            Ending::Sealed | Ending::Clean | Ending::Torn { .. } => {}
+            Ending::Sealed | Ending::Clean | Ending::Reused { .. } | Ending::Torn { .. } => {}
             Ending::Corrupt { at, what } => {
                 return Err(corrupt(self.dir, &opened.path, *at, what.clone()));
             }
@@ -301,6 +310,8 @@ fn cut(opened: &Opened, scan: &Scan) -> io::Result<()> {
             );
             zero(&opened.file, scan.end, *to)?;
         }
+        // A write that was cut short may be among what the file held before.
+        Ending::Reused { to } => zero(&opened.file, scan.end, *to)?,
         Ending::Sealed => {
             // The footer without its trailer: the seal was not finished and is redone when the segment is full.
             zero(&opened.file, scan.end, opened.capacity)?;

@@ -11,6 +11,10 @@
 //! no valid record after X                                  torn
 //! ```
 //!
+//! In a file that was a segment before there are no zeros to go by, but what is there of the life before. Then all that counts
+//! is whether a valid record of this life with a `durable` above X follows. The flush thread sees to that: when it has
+//! nothing to do it writes one more record (see `flush.rs`), so that every flush has a witness a moment later.
+//!
 //! Only the last segment may be torn; the caller decides which one that is.
 
 use std::io;
@@ -19,8 +23,8 @@ use std::sync::Arc;
 use crate::append::UNSYNCED_MAX;
 use crate::disk::DiskFile;
 use crate::format::{
-    self, ALIGN, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, Position, RecordCrc,
-    SegmentHeader, StateRecord, TRAILER_LEN,
+    self, ALIGN, Contents, Footer, HEAD_LEN, HEADER_LEN, Head, IN_PIECES, Kind, LogState, Position,
+    RecordCrc, SegmentHeader, StateRecord, TRAILER_LEN,
 };
 
 /// How much is read at once.
@@ -52,9 +56,14 @@ pub(crate) enum Ending {
     Sealed,
     /// With zeros up to the end of the file.
     Clean,
+    /// With what the file held before it became this segment.
+    Reused {
+        /// Up to where a write that was cut short can have reached.
+        to: u64,
+    },
     /// With the trace of a write that was cut short; `to` is where the non-zero bytes end.
     Torn {
-        /// Where the last byte that is not zero lies, plus one.
+        /// Where the last byte that is not zero lies, plus one; in a reused file as far as it can have reached.
         to: u64,
     },
     /// With damage that no crash explains.
@@ -118,9 +127,20 @@ pub(crate) fn read_previous(
 }
 
 /// Whether nothing was ever written after the header. With `quick`, looks only as far as a first flush that
-/// was cut short can have reached.
-pub(crate) fn is_blank(file: &Arc<dyn DiskFile>, quick: bool) -> io::Result<bool> {
+/// was cut short can have reached. In a reused file: whether there is no record of this life that far.
+pub(crate) fn is_blank(
+    file: &Arc<dyn DiskFile>,
+    header: Option<&SegmentHeader>,
+    quick: bool,
+) -> io::Result<bool> {
     let mut window = Window::new(file.clone())?;
+    if let Some(header) = header
+        && let Contents::LogInReused { old_seed } = header.contents
+    {
+        let seed = format::seed(header.id, header.epoch);
+        let to = (HEADER_LEN + UNSYNCED_MAX) as u64;
+        return Ok(window.next_record((seed, Some(old_seed)), HEADER_LEN as u64, to)?.is_none());
+    }
     if quick {
         window.len = window.len.min((HEADER_LEN + UNSYNCED_MAX) as u64);
     }
@@ -138,15 +158,15 @@ pub(crate) fn scan(
 ) -> io::Result<Scan> {
     let mut window = Window::new(file.clone())?;
     let seed = format::seed(header.id, header.epoch);
-    let mut fold = Fold { bodies: header.bodies, ..Fold::default() };
+    let mut fold = Fold { bodies: header.contents.is_bodies(), ..Fold::default() };
     let mut offset = HEADER_LEN as u64;
     let (mut records, mut durable) = (0, offset);
     let mut payload = Vec::new();
     let ending = loop {
         let head = match window.record(seed, offset, &mut payload)? {
             Found::Record(head) => head,
-            Found::Nothing => break judge(&mut window, seed, offset, "no record starts here")?,
-            Found::Damaged(what) => break judge(&mut window, seed, offset, what)?,
+            Found::Nothing => break judge(&mut window, header, offset, "no record starts here")?,
+            Found::Damaged(what) => break judge(&mut window, header, offset, what)?,
         };
         if head.kind == Kind::Footer {
             met(offset, &head);
@@ -164,36 +184,37 @@ pub(crate) fn scan(
 }
 
 /// What to make of the first place without a valid record.
-fn judge(window: &mut Window, seed: u32, at: u64, what: &str) -> io::Result<Ending> {
-    let Some(to) = window.last_nonzero(at)? else { return Ok(Ending::Clean) };
+fn judge(window: &mut Window, header: &SegmentHeader, at: u64, what: &str) -> io::Result<Ending> {
+    let seed = format::seed(header.id, header.epoch);
+    let (seeds, to) = match header.contents {
+        Contents::LogInReused { old_seed } => {
+            let reached = at + (UNSYNCED_MAX + HEADER_LEN) as u64;
+            ((seed, Some(old_seed)), reached.next_multiple_of(SECTOR).min(window.len))
+        }
+        Contents::Log | Contents::Bodies => match window.last_nonzero(at)? {
+            Some(to) => ((seed, None), to),
+            None => return Ok(Ending::Clean),
+        },
+    };
     let mut next = None;
     let mut offset = at + ALIGN as u64;
-    while offset < to {
-        offset = window.zeros_until(offset)? / ALIGN as u64 * ALIGN as u64;
-        if offset >= to {
-            break;
+    while let Some((found, head)) = window.next_record(seeds, offset, window.len)? {
+        if u64::from(head.durable) > at {
+            let what =
+                format!("{what}, and the {} record at {found} was written after that was synced", head.kind);
+            return Ok(Ending::Corrupt { at, what });
         }
-        match window.record(seed, offset, &mut Vec::new())? {
-            Found::Record(head) if u64::from(head.durable) > at => {
-                let what = format!(
-                    "{what}, and the {} record at {offset} was written after that was synced",
-                    head.kind
-                );
-                return Ok(Ending::Corrupt { at, what });
-            }
-            Found::Record(head) => {
-                next.get_or_insert(offset);
-                offset += head.record_len();
-            }
-            Found::Nothing | Found::Damaged(_) => offset += ALIGN as u64,
-        }
+        next.get_or_insert(found);
+        offset = found + head.record_len();
     }
-    match next {
-        Some(next) if !window.has_zero_sector(at, next)? => {
-            Ok(Ending::Corrupt { at, what: format!("{what}, and a valid record follows at {next}") })
+    let reused = seeds.1.is_some();
+    Ok(match next {
+        None if reused => Ending::Reused { to },
+        Some(next) if !reused && !window.has_zero_sector(at, next)? => {
+            Ending::Corrupt { at, what: format!("{what}, and a valid record follows at {next}") }
         }
-        Some(_) | None => Ok(Ending::Torn { to }),
-    }
+        Some(_) | None => Ending::Torn { to },
+    })
 }
 
 /// The effect of records, one after the other.
@@ -374,6 +395,36 @@ impl Window {
             at += piece.len() as u64;
         }
         Ok(if crc.matches() { Found::Record(head) } else { Found::Damaged("a wrong checksum") })
+    }
+
+    /// The first valid record that starts from `offset` on and before `to`. With the seed of an earlier life its records
+    /// are passed over whole: one of this life within them would have broken their checksums.
+    fn next_record(
+        &mut self,
+        (seed, old_seed): (u32, Option<u32>),
+        offset: u64,
+        to: u64,
+    ) -> io::Result<Option<(u64, Head)>> {
+        let mut payload = Vec::new();
+        let mut offset = offset;
+        loop {
+            let place = self.zeros_until(offset)?;
+            if place >= to.min(self.len) {
+                return Ok(None);
+            }
+            offset = place / ALIGN as u64 * ALIGN as u64;
+            if let Found::Record(head) = self.record(seed, offset, &mut payload)? {
+                return Ok(Some((offset, head)));
+            }
+            let old = match old_seed {
+                Some(old_seed) => self.record(old_seed, offset, &mut payload)?,
+                None => Found::Nothing,
+            };
+            offset += match old {
+                Found::Record(head) => head.record_len(),
+                Found::Nothing | Found::Damaged(_) => ALIGN as u64,
+            };
+        }
     }
 
     /// The first place from `offset` on that is not zero, or the length of the file.

@@ -24,7 +24,6 @@ use std::io;
 use std::sync::Arc;
 
 use crate::format::Position;
-use crate::keeper::unlink;
 use crate::log::Log;
 use crate::payload::BodyAddr;
 use crate::prepare::Preparer;
@@ -142,7 +141,7 @@ impl Round {
                 continue;
             }
             match copy::copy(log, preparer, &job, snapshot) {
-                Ok(copied) => job.finish(log, snapshot, copied)?,
+                Ok(copied) => job.finish(log, preparer, snapshot, copied)?,
                 Err(Failure::Damaged { segment, what }) => {
                     let file = segment.path.display();
                     tracing::error!(%file, what, "a segment is damaged: it is kept and not compacted");
@@ -158,7 +157,7 @@ impl Round {
 
 impl Job {
     /// Puts the new segment into place and removes those that it replaces.
-    fn finish(&self, log: &Log, snapshot: Position, copied: Copied) -> io::Result<()> {
+    fn finish(&self, log: &Log, preparer: &Preparer, snapshot: Position, copied: Copied) -> io::Result<()> {
         let ids: Vec<u64> = self.segments.iter().map(|segment| segment.header.id).collect();
         let before: u64 = self.segments.iter().map(|segment| segment.capacity).sum();
         let gone = {
@@ -178,10 +177,11 @@ impl Job {
             let placed = copied.put_into_place(log)?;
             log.table.replace(&ids, placed.as_ref())
         };
-        unlink(log, &gone)?;
+        let segments = gone.len();
+        preparer.dispose(gone)?;
         log.compaction.count(copied.bytes, before.saturating_sub(copied.bytes));
         tracing::info!(
-            segments = gone.len(),
+            segments,
             bytes = before,
             live_bytes = copied.bytes,
             bodies = copied.bodies,

@@ -182,7 +182,7 @@ fn missing(
                 lens.push((head.index, head.len));
             }
         })?;
-        if !header.bodies {
+        if !header.contents.is_bodies() {
             purged = purged.max(scan.summary.state.purged.map_or(0, |purged| purged.index));
         }
     }

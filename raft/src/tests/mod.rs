@@ -19,6 +19,7 @@ mod membership;
 mod power;
 mod rescue;
 mod restart;
+mod reuse;
 mod rig;
 mod steps;
 mod suite;

@@ -409,7 +409,7 @@ async fn from_node_to_node() {
     check_equal(&leader, &third);
     assert!(third.seen.lock().live.keys().eq([&kept]));
     let gone = keeper::take_dead(&third.log);
-    keeper::unlink(&third.log, &gone).unwrap();
+    third.preparer.dispose(gone).unwrap();
     assert_eq!(names(&third_disk, ".body").len(), 1);
     let third_disk = third_disk.kill();
     drop(third);

@@ -100,7 +100,7 @@ impl Leader {
         log.queue([Op::Purge(at.into())]).unwrap();
         log.flushed().await.unwrap();
         let gone = keeper::take_dead(&log);
-        keeper::unlink(&log, &gone).unwrap();
+        self.storage.preparer.dispose(gone).unwrap();
         file
     }
 
@@ -134,7 +134,7 @@ impl Leader {
 pub(crate) struct Follower {
     pub(crate) raft: Raft<TypeConfig, Machine>,
     pub(crate) log: Arc<Log>,
-    preparer: Arc<Preparer>,
+    pub(crate) preparer: Arc<Preparer>,
     pub(crate) shared: Arc<MachineShared>,
     pub(crate) seen: Arc<Mutex<Seen>>,
     bodies: Bodies,
