@@ -97,22 +97,42 @@ impl Disk {
         output("mount", &[self.device.as_deref().unwrap_or_default(), &text(&self.path())]).map(drop)
     }
 
-    /// The power is cut: of the blocks that were not flushed, so many per cent survive. Returns at once.
-    pub fn cut(&self, survive_percent: u32) -> io::Result<()> {
-        fs::write(self.at("fuse/cut"), survive_percent.to_string())
+    /// The power of several disks is cut, of each when it is next told to flush: of the blocks that were not flushed, so many per
+    /// cent survive. One that is not told to, for its node has nobody left to agree with, is cut as it is.
+    pub fn cut_all(disks: &[Disk], survive_percent: u32) -> io::Result<()> {
+        disks.iter().try_for_each(|disk| disk.tell(&survive_percent.to_string()))?;
+        let all_dead = || disks.iter().all(Disk::is_dead).then_some(());
+        if wait::until_within(Duration::from_secs(2), all_dead).is_none() {
+            let alive = disks.iter().filter(|disk| !disk.is_dead());
+            alive.map(|disk| disk.tell(&format!("now {survive_percent}"))).collect::<io::Result<()>>()?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, what: &str) -> io::Result<()> {
+        fs::write(self.at("fuse/cut"), what)
+    }
+
+    fn is_dead(&self) -> bool {
+        self.told("dead").is_ok_and(|dead| dead == 1)
     }
 
     /// How many blocks were lost so far.
     pub fn lost_blocks(&self) -> io::Result<u64> {
+        self.told("lost")
+    }
+
+    /// What the disk tells about itself.
+    fn told(&self, name: &str) -> io::Result<u64> {
         let told = fs::read_to_string(self.at("fuse/cut"))?;
-        let lost = told.split_whitespace().nth(3).and_then(|count| count.parse().ok());
-        lost.ok_or_else(|| io::Error::other(told))
+        let number = told.split_whitespace().skip_while(|word| *word != name).nth(1);
+        number.and_then(|number| number.parse().ok()).ok_or_else(|| io::Error::other(told))
     }
 
     /// The power is back: what survived is mounted again. Nobody may have a file open.
     pub fn power_on(&mut self) -> io::Result<()> {
         self.detach()?;
-        fs::write(self.at("fuse/cut"), "heal")?;
+        self.tell("heal")?;
         self.attach()?;
         self.mount()
     }

@@ -1,8 +1,9 @@
 // A disk that forgets what was not flushed: a FUSE file system of two files, to try out what a power cut leaves behind.
 //
 //     disk    a block image; a loop device with a file system of its own goes on top
-//     cut     write a number P to it: the power is cut. Of the blocks that were written and not flushed each survives with P
-//             per cent; from then on the disk answers every request with an error. Write "heal": the power is back.
+//     cut     write a number P to it: the power is cut when the disk is next told to flush something. Of the blocks that were
+//             written and not flushed each survives with P per cent; from then on the disk answers every request with an
+//             error. Write "now P": the power is cut at once. Write "heal": the power is back.
 //
 // Written blocks wait in memory until fsync, as they do in a drive's cache until it is told to flush: the loop device turns a
 // flush of the file system above into an fsync here. So what a program has not synced is really gone.
@@ -29,6 +30,8 @@ static char **unflushed;
 static long unflushed_count;
 static long lost_count;
 static int is_dead;
+// With how many per cent blocks survive the cut that comes with the next flush; none is to come when negative.
+static int cut_to_come = -1;
 
 static int is_disk(const char *path) { return strcmp(path, "/disk") == 0; }
 static int is_cut(const char *path) { return strcmp(path, "/cut") == 0; }
@@ -126,6 +129,12 @@ static int settle(int survive_percent) {
     return result;
 }
 
+static int cut(int survive_percent) {
+    cut_to_come = -1;
+    is_dead = 1;
+    return settle(survive_percent);
+}
+
 static int write_file(const char *path, const char *from, size_t bytes, off_t at, struct fuse_file_info *file) {
     (void)file;
     if (is_disk(path)) return is_dead ? -EIO : write_disk(from, bytes, at);
@@ -135,14 +144,18 @@ static int write_file(const char *path, const char *from, size_t bytes, off_t at
         is_dead = 0;
         return bytes;
     }
-    is_dead = 1;
-    return settle(atoi(word)) ? -EIO : (int)bytes;
+    if (strncmp(word, "now ", 4) == 0) return cut(atoi(word + 4)) ? -EIO : (int)bytes;
+    cut_to_come = atoi(word);
+    return bytes;
 }
 
 static int flush_disk(const char *path, int only_data, struct fuse_file_info *file) {
     (void)only_data, (void)file;
     if (!is_disk(path)) return 0;
-    return is_dead ? -EIO : settle(100);
+    if (is_dead) return -EIO;
+    if (cut_to_come < 0 || !unflushed_count) return settle(100);
+    cut(cut_to_come);
+    return -EIO;
 }
 
 int main(int count, char **arguments) {
