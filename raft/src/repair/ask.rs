@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::cluster::Cluster;
 use crate::damage::BodyCheck;
+use crate::format::Kind;
 use crate::frame::{BODY_MAX, FrameKind, OutFrame, write_frame};
 use crate::hello::{self, MeetError, Purpose, late_refusal};
 
@@ -22,6 +23,8 @@ pub(crate) struct Asked {
     pub(crate) bodies: Vec<Option<(u64, Bytes)>>,
     /// The entry's term, if anybody knew.
     pub(crate) term: Option<u64>,
+    /// The whole entry, if that was asked for: from whom it is, its term, its kind and its payload.
+    pub(crate) entry: Option<(u64, u64, Kind, Vec<Bytes>)>,
     /// Which nodes have not got each body.
     lacking: Vec<BTreeSet<u64>>,
     /// All voters.
@@ -47,6 +50,9 @@ impl Asked {
         if answer.term > 0 {
             self.term.get_or_insert(answer.term);
         }
+        if let Some((kind, payload)) = answer.entry {
+            self.entry.get_or_insert((from, answer.term, kind, payload));
+        }
         for (n, body) in answer.bodies.into_iter().enumerate() {
             match body {
                 Some(body) if check.is_none_or(|check| check(&body)) => {
@@ -71,6 +77,7 @@ pub(crate) async fn ask(cluster: &Arc<Cluster>, question: &Question) -> Asked {
     let mut asked = Asked {
         bodies: vec![None; count],
         term: None,
+        entry: None,
         lacking: vec![BTreeSet::new(); count],
         voters: cluster.voters(),
         node: cluster.node,
@@ -88,7 +95,7 @@ pub(crate) async fn ask(cluster: &Arc<Cluster>, question: &Question) -> Asked {
             Ok(Err(error)) => tracing::debug!(from, %error, "a peer did not answer for a body"),
             Err(_) => tracing::debug!(from, "a peer did not answer for a body in time"),
         }
-        if asked.bodies.iter().all(Option::is_some) {
+        if asked.entry.is_some() || count > 0 && asked.bodies.iter().all(Option::is_some) {
             break;
         }
     }

@@ -9,8 +9,10 @@ use super::ask::{Asked, ask};
 use super::{Question, questions};
 use crate::damage::Peers;
 use crate::error::BodyError;
+use crate::format::Position;
 use crate::log::Log;
-use crate::payload::BodyAddr;
+use crate::payload::{BodyAddr, Payload};
+use crate::types::{Entry, record_entry};
 
 /// How long a reader waits for one body, its turn to ask included.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -87,6 +89,26 @@ pub(crate) async fn fetch(log: &Log, index: u64, bodies: &[(u32, u32)]) -> Resul
     }
     log.damage.count_fetched(bodies.len() as u64);
     Ok(fetched)
+}
+
+/// An entry of the log that is damaged here and known to be committed, or why it cannot be had now.
+pub(crate) async fn fetch_entry(log: &Log, index: u64) -> Result<Entry, String> {
+    let cluster = match log.damage.peers() {
+        Peers::None => return Err("there is no other node to ask".to_owned()),
+        Peers::Gone => return Err("the node is stopping".to_owned()),
+        Peers::Some(cluster) => cluster,
+    };
+    let asked = {
+        let _turn = log.damage.asking.acquire().await.expect("never closed");
+        ask(&cluster, &Question { index, bodies: Vec::new() }).await
+    };
+    let (from, term, kind, payload) = asked.entry.ok_or("no other node that answers has it")?;
+    let payload = Payload::from_parts(payload).to_bytes();
+    let entry = record_entry(kind, Position { term, index }, payload);
+    let entry = entry.ok_or("what came is no entry")?;
+    log.damage.count_fetched(1);
+    tracing::info!(index, from, "an entry of the log that is damaged here came from a peer");
+    Ok(entry)
 }
 
 fn missing(question: &Question, asked: &Asked, n: usize) -> String {

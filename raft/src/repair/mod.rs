@@ -1,4 +1,4 @@
-//! Bodies from peers, in the place of those that do not check out here.
+//! Bodies and entries from peers, in the place of those that do not check out here.
 //!
 //! ```text
 //! who misses bodies                                every other member
@@ -15,6 +15,9 @@
 //! question   index u64  count u32            then per body: offset u32  length u32
 //! answer     behind u8  term u64  count u32  then per body: there u8    then the bytes of those that are
 //! ```
+//!
+//! A question for no body is one for the whole entry; the answer goes on with `there u8`, and if it is, `kind u8` and the
+//! payload. That is for who reads the log: to apply it, or to send it to a follower.
 
 mod answer;
 mod ask;
@@ -24,10 +27,11 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::message::Take;
+use crate::format::Kind;
+use crate::message::{Take, kind_code, kind_of};
 
 pub(crate) use answer::serve;
-pub(crate) use fetch::{Fetched, fetch, fetch_one};
+pub(crate) use fetch::{Fetched, fetch, fetch_entry, fetch_one};
 
 /// Bodies asked for at once, at most.
 pub(crate) const BODIES_MAX: usize = 1024;
@@ -40,7 +44,7 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Question {
     pub(crate) index: u64,
-    /// Offset and length of each, in bytes of the entry's payload.
+    /// Offset and length of each, in bytes of the entry's payload; none for the whole entry.
     pub(crate) bodies: Vec<(u32, u32)>,
 }
 
@@ -53,6 +57,8 @@ pub(crate) struct Answer {
     pub(crate) term: u64,
     /// Those that check out.
     pub(crate) bodies: Vec<Option<Bytes>>,
+    /// The whole entry, if that was asked for and is there.
+    pub(crate) entry: Option<(Kind, Vec<Bytes>)>,
 }
 
 impl Question {
@@ -94,8 +100,20 @@ impl Answer {
         for body in &self.bodies {
             head.put_u8(u8::from(body.is_some()));
         }
+        let whole = match self.entry {
+            Some((kind, payload)) => {
+                head.put_slice(&[1, kind_code(kind)]);
+                payload
+            }
+            None if self.bodies.is_empty() => {
+                head.put_u8(0);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
         let mut parts = vec![head.freeze()];
         parts.extend(self.bodies.into_iter().flatten());
+        parts.extend(whole);
         parts
     }
 
@@ -111,8 +129,14 @@ impl Answer {
         for (there, (_, len)) in there?.into_iter().zip(&question.bodies) {
             bodies.push(if there { Some(take.bytes(*len as usize)?) } else { None });
         }
+        let mut entry = None;
+        if count == 0 && take.flag()? {
+            let kind = kind_of(take.u8()?)?;
+            let len = take.0.len();
+            entry = Some((kind, vec![take.bytes(len)?]));
+        }
         take.end()?;
-        Some(Self { behind, term, bodies })
+        Some(Self { behind, term, bodies, entry })
     }
 }
 
@@ -145,8 +169,8 @@ mod tests {
         let question = Question { index: 7, bodies: vec![(3, 2), (9, 4), (20, 0)] };
         let bytes = question.encode();
         assert_eq!(Question::decode(bytes.clone()), Some(question.clone()));
-        let answer =
-            Answer { behind: false, term: 5, bodies: vec![Some("ab".into()), None, Some(Bytes::new())] };
+        let bodies = vec![Some("ab".into()), None, Some(Bytes::new())];
+        let answer = Answer { behind: false, term: 5, bodies, entry: None };
         let whole = Bytes::from(answer.clone().encode().concat());
         assert_eq!(Answer::decode(whole.clone(), &question), Some(answer));
         assert!((0..bytes.len()).all(|len| Question::decode(bytes.slice(..len)).is_none()));
@@ -156,6 +180,20 @@ mod tests {
         assert!(Question::decode(Question { index: 1, bodies: vec![(0, long + 1)] }.encode()).is_some());
         let many = Question { index: 1, bodies: vec![(0, 0); BODIES_MAX + 1] };
         assert!(Question::decode(many.encode()).is_none());
+    }
+
+    /// So do those about a whole entry.
+    #[test]
+    fn entries() {
+        let question = Question { index: 7, bodies: Vec::new() };
+        assert_eq!(Question::decode(question.encode()), Some(question.clone()));
+        let there = Some((Kind::Membership, vec![Bytes::from("payload")]));
+        for entry in [None, there, Some((Kind::Blank, vec![Bytes::new()]))] {
+            let answer = Answer { behind: false, term: 5, bodies: Vec::new(), entry };
+            let whole = Bytes::from(answer.clone().encode().concat());
+            assert_eq!(Answer::decode(whole.clone(), &question), Some(answer));
+            assert!(Answer::decode(whole.slice(..13), &question).is_none());
+        }
     }
 
     /// However many bodies there are, and however long: every question is bounded, and none is forgotten.

@@ -353,3 +353,65 @@ async fn a_scrub_finds_what_nobody_reads() {
     let status = node.scrub_status();
     assert!(!status.running && status.done == status.total && status.bytes > status.total, "{status:?}");
 }
+
+/// It keeps to its rate, begins by itself, and pauses while memory is short.
+#[tokio::test(start_paused = true)]
+async fn a_scrub_is_slow_and_polite() {
+    // Alone, because peers would tick on through all these days.
+    let mut options = options(&FaultDisk::new());
+    options.inline = true;
+    let (node, _) = node(options).await;
+    for number in 0..ENTRIES {
+        commit(&node, put_many(&entry(number))).await;
+    }
+    node.hold_scrub(true);
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    let status = node.scrub_status();
+    assert!(status.running && status.bytes == 0, "{status:?}");
+    node.hold_scrub(false);
+    let begun = tokio::time::Instant::now();
+    until("a pass", || node.scrub_status().passes == 1).await;
+    let least = Duration::from_micros(node.scrub_status().bytes * 1_000_000 / (8 << 20));
+    assert!(begun.elapsed() >= least, "{:?} for {least:?}", begun.elapsed());
+    tokio::time::sleep(Duration::from_secs(6 * 24 * 3600)).await;
+    assert_eq!(node.scrub_status().passes, 1);
+    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+    assert_eq!(node.scrub_status().passes, 2);
+    within(node.shutdown()).await;
+}
+
+/// A leader whose log is damaged where a follower needs it goes on: the follower gets the entry that a third node has.
+#[tokio::test(start_paused = true)]
+async fn a_leader_with_a_damaged_log_serves_its_followers() {
+    let mut rack = Rack::new(3);
+    rack.check = Some(CHECK);
+    for id in 1..=3 {
+        rack.start(id).await;
+    }
+    let leader = rack.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    rack.kill(away);
+    let mut names = Vec::new();
+    for number in 0..ENTRIES {
+        let index = propose(rack.node(leader), put_many(&entry(number))).await;
+        names.push(nth(index, 0));
+    }
+    // More than the ring holds.
+    for number in 0..900 {
+        rack.commit(leader, &vec![number as u8; 10_000]).await;
+    }
+    for n in [0, 7, 30] {
+        flip(&rack, leader, names[n]);
+    }
+    let fetched = rack.node(leader).bodies().damage().fetched;
+    rack.start(away).await;
+    let index = rack.commit(leader, b"after").await;
+    rack.settled(index).await;
+    assert_eq!(rack.leader().await, leader, "it did not stop");
+    assert!(rack.node(leader).bodies().damage().fetched > fetched);
+    for name in names {
+        let addr = addr(&rack, away, name);
+        let read = rack.node(away).bodies().read_blocking(addr).unwrap();
+        assert!(opened(&read).is_some());
+    }
+}
