@@ -115,7 +115,7 @@ impl Damage {
         if first {
             self.found.fetch_add(1, Ordering::Relaxed);
             let file = segment.path.display();
-            tracing::error!(%file, offset, index, what, "damage on this disk: it is not served and will be repaired");
+            tracing::error!(%file, offset, index, what, "damage on this disk; what is damaged is not served");
         }
         if !segment.is_damaged() {
             segment.set_damaged();

@@ -459,11 +459,15 @@ impl Log {
         let Some((segment, _)) = self.table.find(range.start) else {
             return Err(io::Error::other(format!("entry {} is neither in memory nor on disk", range.start)));
         };
-        read_run(&segment, range.clone(), out).inspect_err(|error| {
-            if let Some(offset) = segment.offset(range.start + out.len() as u64) {
-                let index = range.start + out.len() as u64;
-                self.damage.note(&segment, Some(index), offset, &error.to_string());
-            }
+        let read = read_run(&segment, range.clone(), out);
+        read.map_err(|error| {
+            let (index, file) = (range.start + out.len() as u64, segment.path.display());
+            let what = error.to_string();
+            self.damage.note_entry(&segment, index, &what);
+            let offset = segment.offset(index).unwrap_or(0);
+            let unreadable = error.raw_os_error() == Some(libc::EIO);
+            let kind = if unreadable { io::ErrorKind::InvalidData } else { error.kind() };
+            io::Error::new(kind, format!("{file} offset {offset}: {what}"))
         })
     }
 
@@ -689,16 +693,15 @@ pub(crate) fn read_run(segment: &Segment, range: Range<u64>, out: &mut Vec<Entry
         let entry = parse_entry(segment.seed, &bytes.slice(at.min(bytes.len())..));
         match entry {
             Ok(entry) if entry.log_id.index == index => out.push(entry),
-            Ok(entry) => return Err(damaged(segment, offset, &format!("entry {}", entry.log_id.index))),
-            Err(what) => return Err(damaged(segment, offset, what)),
+            Ok(entry) => return Err(damaged(&format!("entry {}", entry.log_id.index))),
+            Err(what) => return Err(damaged(what)),
         }
     }
     Ok(())
 }
 
-fn damaged(segment: &Segment, offset: u32, what: &str) -> io::Error {
-    let file = segment.path.display();
-    io::Error::new(io::ErrorKind::InvalidData, format!("{file} offset {offset}: {what} in place of an entry"))
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} in place of an entry"))
 }
 
 /// The entry whose record `bytes` start with.

@@ -131,8 +131,7 @@ impl Reader {
 
 /// Whether a read failed because of what is on the disk, or cannot be read from it.
 fn is_damage(error: &io::Error) -> bool {
-    let of_kind = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof);
-    of_kind || error.raw_os_error() == Some(libc::EIO)
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 async fn read_cold(log: Arc<Log>, range: Range<u64>) -> io::Result<Vec<Entry>> {

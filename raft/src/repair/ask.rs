@@ -14,7 +14,7 @@ use crate::format::Kind;
 use crate::frame::{BODY_MAX, FrameKind, OutFrame, write_frame};
 use crate::hello::{self, MeetError, Purpose, late_refusal};
 
-use super::{ANSWER_WITHIN, Answer, Question};
+use super::{Answer, Question};
 
 /// What came of a question.
 #[derive(Debug)]
@@ -85,7 +85,8 @@ pub(crate) async fn ask(cluster: &Arc<Cluster>, question: &Question) -> Asked {
     let others = members.iter().filter(|(id, _)| **id != cluster.node);
     let mut answers: FuturesUnordered<_> = others
         .map(|(id, address)| async {
-            let answer = tokio::time::timeout(ANSWER_WITHIN, ask_one(cluster, *id, address, question)).await;
+            let answer =
+                tokio::time::timeout(question.patience(), ask_one(cluster, *id, address, question)).await;
             (*id, answer)
         })
         .collect();
@@ -109,7 +110,7 @@ async fn ask_one(
     question: &Question,
 ) -> Result<Answer, MeetError> {
     let mut conn = hello::connect(cluster, to, address, Purpose::Ask).await?;
-    conn.reader.expect(BODY_MAX, ANSWER_WITHIN);
+    conn.reader.expect(BODY_MAX, question.patience());
     write_frame(&mut conn.writer, OutFrame::new(FrameKind::Ask, 0, vec![question.encode()])).await?;
     loop {
         let frame = conn.reader.next().await?.ok_or(io::ErrorKind::UnexpectedEof)?;

@@ -14,8 +14,8 @@ use crate::log::Log;
 use crate::payload::{BodyAddr, Payload};
 use crate::types::{Entry, record_entry};
 
-/// How long a reader waits for one body, its turn to ask included.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+/// How long a reader waits for its turn to ask for one body.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// One body, for somebody who waits for it.
 pub(crate) async fn fetch_one(log: &Log, addr: BodyAddr) -> Result<Bytes, BodyError> {
@@ -33,7 +33,8 @@ pub(crate) async fn fetch_one(log: &Log, addr: BodyAddr) -> Result<Bytes, BodyEr
         let _turn = log.damage.asking.acquire().await.expect("never closed");
         ask(&cluster, &question).await
     };
-    let Ok(asked) = tokio::time::timeout(READ_WITHIN, asked).await else {
+    let limit = TURN_WITHIN + question.patience();
+    let Ok(asked) = tokio::time::timeout(limit, asked).await else {
         return Err(unavailable("others are asked for first, or do not answer in time"));
     };
     if let Some((from, body)) = &asked.bodies[0] {

@@ -37,8 +37,11 @@ pub(crate) use fetch::{Fetched, fetch, fetch_entry, fetch_one};
 pub(crate) const BODIES_MAX: usize = 1024;
 /// Their bytes at most, unless one alone is longer.
 pub(crate) const BYTES_MAX: u64 = 4 << 20;
-/// How long is waited for the answers to one question.
-pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long is waited for the answers to one question, ...
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// ... and longer by this for every MiB that is asked for; an entry of unknown length may be as long as so many MiB.
+const PER_MIB: Duration = Duration::from_millis(100);
+const ENTRY_MIB: u32 = 64;
 
 /// Some bodies of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,14 @@ impl Question {
         take.end()?;
         let question = Self { index, bodies: bodies? };
         question.is_bounded().then_some(question)
+    }
+
+    /// How long is waited for answers.
+    fn patience(&self) -> Duration {
+        let bytes: u64 = self.bodies.iter().map(|(_, len)| u64::from(*len)).sum();
+        let mib =
+            if self.bodies.is_empty() { ENTRY_MIB } else { u32::try_from(bytes >> 20).unwrap_or(u32::MAX) };
+        ANSWER_WITHIN + PER_MIB * mib
     }
 
     fn is_bounded(&self) -> bool {
