@@ -300,6 +300,10 @@ impl Trouble {
         let at = self.rng.random_range(ROT_FROM.max(len / 8)..=len / 2);
         self.note(format_args!("a bit at {at} of {} of node {id} changes", path.display()));
         disk.flip(&path, at);
+        // Much is in memory still, so that few reads would meet it.
+        if let Some(node) = self.world.node(id) {
+            node.node().scrub();
+        }
     }
 
     async fn snapshot(&mut self, id: u64) {
