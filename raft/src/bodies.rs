@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::damage::DamageTotals;
 use crate::error::BodyError;
-use crate::format::HEAD_LEN;
+use crate::format::{HEAD_LEN, Head};
 use crate::log::Log;
 use crate::payload::BodyAddr;
 use crate::pieces::{self, Found};
 use crate::prepare::Preparer;
+use crate::repair;
+use crate::scan::{self, Window};
 use crate::segment::Segment;
 use crate::space::Space;
 
@@ -60,35 +63,34 @@ impl Bodies {
     /// # Errors
     /// [`BodyError::Unknown`] when no retained entry holds that range, [`BodyError::Io`] when the disk fails.
     pub fn read_blocking(&self, addr: BodyAddr) -> Result<Bytes, BodyError> {
-        let mut out = BytesMut::new();
-        if self.read_ring(addr, &mut out)? {
-            return Ok(out.freeze());
-        }
-        let segment = self.log.table.with_body(addr.index, Arc::clone).ok_or(BodyError::Unknown(addr))?;
-        let failed = |source| BodyError::Io { addr, source };
-        let mut read = |at: u64, out: &mut [u8]| match segment.file.read_at(out, at) {
-            Ok(read) if read == out.len() => Ok(true),
-            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(source) => Err(source),
-        };
-        let Found::At(start) = place(&segment, addr, &mut read).map_err(failed)? else {
-            return Err(BodyError::Unknown(addr));
-        };
-        let mut bytes = vec![0; addr.len as usize];
-        read(start, &mut bytes).map_err(failed)?;
-        Ok(bytes.into())
+        read(&self.log, addr)
     }
 
-    /// Appends the bytes at `addr` when the ring has them. What is in a body segment is not taken from there:
-    /// the ring may still hold an entry that was never committed under the same index.
+    /// A body that could not be read, or does not check out, from wherever it is whole: from this disk if it was only
+    /// the reading that failed, else from a peer. This disk's copy is repaired later. Takes some seconds at most, and no
+    /// longer than peers need to answer. What it gives has passed [`crate::Options::body_check`].
+    ///
+    /// # Errors
+    /// [`BodyError::Lost`] when every voter has answered that it has not got it, [`BodyError::Unavailable`] when
+    /// somebody who may have it has not answered.
+    pub async fn recover(&self, addr: BodyAddr) -> Result<Bytes, BodyError> {
+        let log = self.log.clone();
+        let own = self.log.blocking(move || Ok(look_again(&log, addr))).await;
+        match own {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) | Err(_) => repair::fetch_one(&self.log, addr).await,
+        }
+    }
+
+    /// Damage found on this node's disk, and what became of it, since the start. Cheap.
+    #[must_use]
+    pub fn damage(&self) -> DamageTotals {
+        self.log.damage.totals()
+    }
+
+    /// Appends the bytes at `addr` when the ring has them.
     fn read_ring(&self, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
-        if self.log.table.in_bodies(addr.index) {
-            return Ok(false);
-        }
-        match self.log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, out) {
-            Some(false) => Err(BodyError::Unknown(addr)),
-            found => Ok(found.is_some()),
-        }
+        read_ring(&self.log, addr, out)
     }
 
     /// Says that the state references the body from now on: its segment stays. Call it during apply.
@@ -140,6 +142,86 @@ impl Bodies {
         usage.dead_bytes = usage.body_bytes.saturating_sub(usage.live_bytes);
         usage
     }
+}
+
+/// Reads a body through the file. May block.
+fn read(log: &Log, addr: BodyAddr) -> Result<Bytes, BodyError> {
+    let mut out = BytesMut::new();
+    if read_ring(log, addr, &mut out)? {
+        return Ok(out.freeze());
+    }
+    let segment = log.table.with_body(addr.index, Arc::clone).ok_or(BodyError::Unknown(addr))?;
+    let failed = |source| BodyError::Io { addr, source };
+    let mut read = |at: u64, out: &mut [u8]| match segment.file.read_at(out, at) {
+        Ok(read) if read == out.len() => Ok(true),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(source) => Err(source),
+    };
+    let Found::At(start) = place(&segment, addr, &mut read).map_err(failed)? else {
+        return Err(BodyError::Unknown(addr));
+    };
+    let mut bytes = vec![0; addr.len as usize];
+    read(start, &mut bytes).map_err(failed)?;
+    Ok(bytes.into())
+}
+
+/// Appends the bytes at `addr` when the ring has them. What is in a body segment is not taken from there:
+/// the ring may still hold an entry that was never committed under the same index.
+fn read_ring(log: &Log, addr: BodyAddr, out: &mut BytesMut) -> Result<bool, BodyError> {
+    if log.table.in_bodies(addr.index) {
+        return Ok(false);
+    }
+    match log.ring_bytes(addr.index, addr.offset as usize, addr.len as usize, out) {
+        Some(false) => Err(BodyError::Unknown(addr)),
+        found => Ok(found.is_some()),
+    }
+}
+
+/// Reads a body; `None` when it does not check out. May block.
+pub(crate) fn read_sound(log: &Log, addr: BodyAddr) -> Result<Option<Bytes>, BodyError> {
+    let bytes = read(log, addr)?;
+    let sound = match log.damage.check {
+        Some(check) => check(&bytes),
+        None => entry_is_whole(log, addr.index).map_err(|source| BodyError::Io { addr, source })?,
+    };
+    Ok(sound.then_some(bytes))
+}
+
+/// Whether all of the entry that bodies of this index are read from checks out. Memory does.
+fn entry_is_whole(log: &Log, index: u64) -> io::Result<bool> {
+    let in_ring = !log.table.in_bodies(index) && log.ring_bytes(index, 0, 0, &mut BytesMut::new()).is_some();
+    let Some((segment, span)) =
+        log.table.with_body(index, |segment| Some((segment.clone(), segment.span(index)?))).flatten()
+    else {
+        return Ok(in_ring);
+    };
+    let mut window = Window::new(segment.file.clone())?;
+    let head = scan::whole_record(&mut window, segment.seed, span.start)?;
+    Ok(in_ring || head.is_some_and(|head| head.index == index))
+}
+
+/// The term of an entry, as its record says.
+pub(crate) fn term_of(log: &Log, index: u64) -> Option<u64> {
+    let (segment, span) =
+        log.table.with_body(index, |segment| Some((segment.clone(), segment.span(index)?))).flatten()?;
+    let mut bytes = [0; HEAD_LEN];
+    let read = segment.file.read_at(&mut bytes, span.start).ok()?;
+    Head::parse(&bytes[..read]).filter(|head| head.index == index).map(|head| head.term)
+}
+
+/// Reads a body that did not check out once more. What is damaged is noted.
+fn look_again(log: &Log, addr: BodyAddr) -> Option<Bytes> {
+    let what = match read_sound(log, addr) {
+        Ok(Some(bytes)) => return Some(bytes),
+        Ok(None) => format!("the body at {} of the entry has a wrong checksum", addr.offset),
+        // It was let go meanwhile, or was never here: that says nothing about the disk.
+        Err(BodyError::Unknown(_)) => return None,
+        Err(error) => error.to_string(),
+    };
+    if let Some(segment) = log.table.with_body(addr.index, Arc::clone) {
+        log.damage.note_entry(&segment, addr.index, &what);
+    }
+    None
 }
 
 /// Where in the file a body starts; absent when it is not within what is left of its entry.
@@ -212,7 +294,7 @@ pub struct DiskUsage {
     pub rewritten_bytes: u64,
     /// Bytes of files that compaction gave back since the start, less what it wrote.
     pub compacted_bytes: u64,
-    /// Segments that are not compacted because a record in them did not check out.
+    /// Segments in which something did not check out, as long as they are not written anew.
     pub damaged_segments: u64,
     /// What is free on the disk; `None` when nothing bounds it, or it does not tell.
     pub free_bytes: Option<u64>,

@@ -280,7 +280,7 @@ fn open(disk: &dyn Disk, dir: &Path, id: u64) -> Result<(Segment, u64), StartErr
     let failed = |source| StartError::Io { file: path.clone(), source };
     let corrupt = |offset, what: &str| {
         let (dir, file, what) = (dir.to_path_buf(), path.clone(), what.to_owned());
-        StartError::from(Corruption { dir, file, offset, what })
+        StartError::from(Corruption { dir, file, offset, what, member: None })
     };
     let file = disk.open(&path, Access::Read).map_err(failed)?;
     let capacity = file.size().map_err(failed)?;

@@ -7,7 +7,7 @@
 //! forming.rs: a new cluster    members.rs: who belongs to it    link.rs: the product's own messages
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use openraft::Raft;
 use openraft::async_runtime::watch::WatchReceiver;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::error::StartError;
@@ -40,6 +40,8 @@ const BOOK_EVERY: Duration = Duration::from_secs(10);
 const LOSSES_WAITING: usize = 64;
 /// Links that may wait to be accepted.
 const LINKS_WAITING: usize = 64;
+/// Questions for bodies that are answered at the same time; further ones wait.
+const ANSWERS_MAX: usize = 2;
 
 /// How patient this node is with its peers. All follows from the election timeout.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +111,8 @@ pub(crate) struct Cluster {
     acknowledged: Mutex<BTreeMap<u64, Position>>,
     /// The last refusal logged per node, so that the same is not logged again and again.
     complaints: Mutex<BTreeMap<u64, String>>,
+    /// Questions for bodies that are answered at the same time.
+    pub(crate) answering: Semaphore,
 }
 
 impl Cluster {
@@ -146,6 +150,7 @@ impl Cluster {
             no_part: watch::Sender::new(None),
             acknowledged: Mutex::default(),
             complaints: Mutex::default(),
+            answering: Semaphore::new(ANSWERS_MAX),
         }))
     }
 
@@ -256,6 +261,14 @@ impl Cluster {
         nodes.map(|(id, member)| (*id, member.address.clone())).collect()
     }
 
+    /// Who votes, as the newest membership says; nobody while that is not known.
+    pub(crate) fn voters(&self) -> BTreeSet<u64> {
+        let Some(raft) = self.raft() else { return BTreeSet::new() };
+        let metrics = raft.metrics();
+        let now = metrics.borrow_watched();
+        now.membership_config.voter_ids().collect()
+    }
+
     /// What this node says of itself to node `to`.
     pub(crate) fn facts(&self, to: u64) -> Facts {
         let identity = self.identity();
@@ -318,7 +331,7 @@ impl Cluster {
         }
         match purpose {
             Purpose::Probe => Ok(()),
-            Purpose::Raft | Purpose::Snapshot | Purpose::Link => {
+            Purpose::Raft | Purpose::Snapshot | Purpose::Link | Purpose::Ask => {
                 let unformed = if ours == 0 { self.node } else { peer.node };
                 refuse(Reason::Unformed, format!("node {unformed} belongs to no cluster yet"))
             }

@@ -89,9 +89,8 @@ fn holder_text(holder: Option<u32>) -> String {
 /// Damage in a file of the data directory that is not a torn tail.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} is corrupt at offset {offset}: {what}. Nothing was changed. Look at it with `beanpole segment verify {}`; \
-     then replace this node with an empty one, or restore the whole directory from a copy",
-    file.display(), dir.display()
+    "{} is corrupt at offset {offset}: {what}. Nothing was changed. Look at it with `beanpole segment verify {}`; {}",
+    file.display(), dir.display(), remedy(*member)
 )]
 pub struct Corruption {
     /// The data directory.
@@ -102,6 +101,31 @@ pub struct Corruption {
     pub offset: u64,
     /// What is wrong there.
     pub what: String,
+    /// The node's number, when it is one of several.
+    pub member: Option<u64>,
+}
+
+/// What to do about a directory that a start refuses.
+fn remedy(member: Option<u64>) -> String {
+    match member {
+        // Without what it has promised it must not vote again under its number.
+        Some(id) => format!(
+            "keep it, start a node with a new number on an empty directory, and let it take this one's place: `beanpole \
+             cluster replace {id} NEW_ID HOST:PORT`, asked of one of the other nodes, which have everything and serve on"
+        ),
+        None => "no other node has its jobs: restore a backup (`beanpole backup restore`), or the whole directory from a copy"
+            .to_owned(),
+    }
+}
+
+impl StartError {
+    /// The same, of a node that is one of several.
+    pub(crate) fn of_member(mut self, id: u64) -> Self {
+        if let Self::Corrupt(corruption) = &mut self {
+            corruption.member = Some(id);
+        }
+        self
+    }
 }
 
 /// The node cannot go on: what was not reported committed may or may not be durable. The process must stop
@@ -160,6 +184,17 @@ pub enum BodyError {
         addr: crate::BodyAddr,
         /// What the system said.
         source: io::Error,
+    },
+    /// It is damaged here, and every voter has answered that it has not got it whole either.
+    #[error("the body at entry {} offset {} is damaged, and no voter has it", .0.index, .0.offset)]
+    Lost(crate::BodyAddr),
+    /// It is damaged here, and not everybody who may have it has answered. Try again.
+    #[error("the body at entry {} offset {} is damaged here, and {missing}", addr.index, addr.offset)]
+    Unavailable {
+        /// The body.
+        addr: crate::BodyAddr,
+        /// Who did not answer.
+        missing: String,
     },
 }
 

@@ -57,16 +57,18 @@ pub(crate) enum FrameKind {
     PreVote,
     /// The leader hands over.
     Handover,
-    /// The answer to the request of the same id.
+    /// The answer to the request of the same id, or to a question.
     Answer,
     /// A message of a link.
     Message,
     /// Anything that a snapshot connection carries.
     Snapshot,
+    /// A question for bodies.
+    Ask,
 }
 
 impl FrameKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Hello,
         Self::Welcome,
         Self::Refused,
@@ -79,6 +81,7 @@ impl FrameKind {
         Self::Answer,
         Self::Message,
         Self::Snapshot,
+        Self::Ask,
     ];
 
     fn code(self) -> u8 {

@@ -46,10 +46,12 @@ pub(crate) enum Purpose {
     Snapshot,
     /// The product's own messages.
     Link,
+    /// One question for bodies.
+    Ask,
 }
 
 impl Purpose {
-    const ALL: [Self; 4] = [Self::Probe, Self::Raft, Self::Snapshot, Self::Link];
+    const ALL: [Self; 5] = [Self::Probe, Self::Raft, Self::Snapshot, Self::Link, Self::Ask];
 
     fn code(self) -> u8 {
         self as u8
@@ -413,7 +415,8 @@ fn parse_answer(frame: Frame) -> io::Result<Answer> {
         | FrameKind::Handover
         | FrameKind::Answer
         | FrameKind::Message
-        | FrameKind::Snapshot => None,
+        | FrameKind::Snapshot
+        | FrameKind::Ask => None,
     };
     parsed.filter(|_| take.end().is_some()).ok_or_else(damaged)
 }

@@ -80,7 +80,7 @@ pub(crate) fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, Star
     let read = file.read_at(&mut bytes, 0).map_err(failed)?;
     if read < LEN || &bytes[..8] != MAGIC || crc32fast::hash(&bytes[..64]) != u32_at(&bytes, 64) {
         let what = "the identity file is damaged".to_owned();
-        return Err(Corruption { dir: dir.to_path_buf(), file: path, offset: 0, what }.into());
+        return Err(Corruption { dir: dir.to_path_buf(), file: path, offset: 0, what, member: None }.into());
     }
     let found = u32_at(&bytes, 8);
     if found != VERSION {
@@ -125,7 +125,9 @@ fn create(options: &Options) -> Result<Identity, StartError> {
     let names = options.disk.list(dir).map_err(|source| StartError::Io { file: dir.clone(), source })?;
     if let Some(segment) = names.iter().find(|name| name.ends_with(SUFFIX)) {
         let what = format!("there are segments ({segment}) but no identity file");
-        return Err(Corruption { dir: dir.clone(), file: dir.join(FILE), offset: 0, what }.into());
+        return Err(
+            Corruption { dir: dir.clone(), file: dir.join(FILE), offset: 0, what, member: None }.into()
+        );
     }
     let cluster = first_cluster(options)?;
     Ok(Identity { node: options.node_id, boots: 1, cluster, instance: draw_id(), boot: rand::rng().random() })

@@ -5,12 +5,14 @@
 //! enough log ──> image of the state ──> flush of the log ──> file, durable ──> openraft learns of it
 //!            ──> purge record, durable ──> dead segments are unlinked ──> sparse ones are rewritten
 //! enough dead in segments that are sparse ──> the same, at most every ten seconds
+//! a damaged segment ──> the same, and it is written anew, with bodies from peers
 //! ```
 //!
 //! A segment is dead when all its entries are purged and neither the state nor the newest durable snapshot
 //! references a body in it. It is looked for after every purge, also after one that follows a snapshot of
 //! another node. Whoever still reads a removed segment keeps its file open.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,12 +22,13 @@ use openraft::Raft;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::compact::Round;
+use crate::compact::{Failure, Healing, Job, Round, Step};
 use crate::error::{Fatal, SnapshotError};
 use crate::format::Position;
 use crate::log::Log;
 use crate::machine::{Builder, Machine};
 use crate::prepare::Preparer;
+use crate::repair;
 use crate::segment::Segment;
 use crate::snapshot::SnapshotFile;
 use crate::space::Space;
@@ -39,6 +42,13 @@ const COMPACT_EVERY: Duration = Duration::from_secs(10);
 
 /// The same while the disk is nearly full.
 const PRESSED_EVERY: Duration = Duration::from_secs(1);
+
+/// A damaged segment is written anew so long after it was found, so that damage nearby is found with it, ...
+const HEAL_AFTER: Duration = Duration::from_secs(1);
+/// ... or so long after the round before, while that could not be done for all; doubled each time, up to ...
+const HEAL_AGAIN: Duration = Duration::from_secs(10);
+/// ... this.
+const HEAL_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 /// Looks after the disk of one node.
 pub(crate) struct Keeper {
@@ -62,8 +72,9 @@ impl Keeper {
         self.log.compaction_due.notify_one();
         let mut sparse = false;
         let mut earliest = Instant::now() + COMPACT_EVERY;
+        let mut ward = Ward::default();
         loop {
-            let mut compact = false;
+            let (mut compact, mut heal) = (false, false);
             let request = tokio::select! {
                 () = self.log.snapshot_due.notified() => None,
                 request = requests.recv() => match request {
@@ -87,12 +98,23 @@ impl Keeper {
                     compact = self.look();
                     None
                 },
+                () = self.log.damage.due.notified() => {
+                    ward.found();
+                    continue;
+                },
+                () = ward.due() => {
+                    heal = true;
+                    None
+                },
             };
             sparse &= compact;
-            if request.is_none() && !compact && !self.log.is_snapshot_due() {
+            if request.is_none() && !compact && !heal && !self.log.is_snapshot_due() {
                 continue;
             }
-            let result = self.round().await;
+            let result = self.round(heal).await;
+            if heal {
+                ward.healed(self.log.table.damaged() == 0);
+            }
             sparse = self.look();
             earliest = Instant::now() + if self.is_pressed() { PRESSED_EVERY } else { COMPACT_EVERY };
             if let Err(error) = &result {
@@ -109,13 +131,17 @@ impl Keeper {
         }
     }
 
-    async fn round(&self) -> Result<u64, SnapshotError> {
+    async fn round(&self, heal: bool) -> Result<u64, SnapshotError> {
         // Counted from where the image is taken; a failure is tried again after as much more.
         self.log.set_snapshot_due(self.snapshot_log_bytes);
-        let (at, round) = self.snapshot(self.plan()).await?;
+        let (at, mut round) = self.snapshot(self.plan(heal)).await?;
         self.purge(at.index).await?;
         self.remove_dead().await?;
+        let damaged = round.take_damaged();
         self.compact(round, at).await?;
+        for job in damaged {
+            self.heal(job, at).await?;
+        }
         Ok(at.index)
     }
 
@@ -128,16 +154,16 @@ impl Keeper {
     }
 
     /// What would be compacted by a round that begins now.
-    fn plan(&self) -> Round {
+    fn plan(&self, heal: bool) -> Round {
         let committed = self.log.state().committed.map_or(0, |committed| committed.index);
         let purged = *self.log.watch_purged().borrow();
         let upto = self.purge_point(committed).unwrap_or(0).max(purged);
-        Round::plan(&self.log, upto, self.preparer.segment_bytes())
+        Round::plan(&self.log, upto, self.preparer.segment_bytes(), heal)
     }
 
     /// Whether compaction would free more than it costs. If not, asks to be called again when more is dead.
     fn look(&self) -> bool {
-        let (gain, step) = (self.plan().gain(), self.preparer.segment_bytes() / 4);
+        let (gain, step) = (self.plan(false).gain(), self.preparer.segment_bytes() / 4);
         // The image has to be written for it.
         let worth = gain >= step.max(self.log.image_bytes.load(Ordering::Relaxed));
         if !worth {
@@ -221,6 +247,8 @@ impl Keeper {
         let mut point = None;
         for segment in self.log.table.all().iter().rev() {
             let last = segment.range().map(|(_, last)| last);
+            // Damaged log is no good for others to catch up by either, and only what is purged is written anew.
+            let retention = if segment.is_damaged() { 0 } else { retention };
             if after >= retention && after > 0 && last.is_some_and(|last| last <= snapshot) {
                 point = last;
                 break;
@@ -269,10 +297,100 @@ impl Keeper {
         }
     }
 
+    /// Writes a damaged segment anew. What cannot be done now is left for a later round.
+    async fn heal(&self, job: Job, snapshot: Position) -> Result<(), SnapshotError> {
+        if job.last() > *self.log.watch_purged().borrow() {
+            return Ok(());
+        }
+        let mut healing = Healing::new(self.log.clone(), self.preparer.clone(), job, snapshot);
+        let file = healing.segment().path.display().to_string();
+        let (mut brought, mut fetched, mut from) = (None, 0, BTreeSet::new());
+        loop {
+            let run = self.log.blocking(move || {
+                let step = healing.run(brought);
+                Ok((healing, step))
+            });
+            let step;
+            (healing, step) = run.await.map_err(|error| self.stopped(&error))?;
+            match step {
+                Ok(Step::Wanted { index, bodies }) => match repair::fetch(&self.log, index, &bodies).await {
+                    Ok(of_peers) => {
+                        fetched += bodies.len();
+                        from.extend(of_peers.from.iter().copied());
+                        brought = Some(of_peers);
+                    }
+                    Err(why) => {
+                        tracing::warn!(file, why, "a damaged segment cannot be repaired now; it is kept");
+                        return Ok(());
+                    }
+                },
+                Ok(Step::Done) => {
+                    tracing::warn!(
+                        file,
+                        bodies_from_peers = fetched,
+                        ?from,
+                        "a damaged segment was repaired"
+                    );
+                    return Ok(());
+                }
+                Ok(Step::Void) | Err(Failure::Stopping) => return Ok(()),
+                Err(Failure::Damaged { what, .. }) => {
+                    tracing::warn!(file, what, "a damaged segment cannot be repaired now; it is kept");
+                    return Ok(());
+                }
+                Err(Failure::Disk(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                    return Err(SnapshotError::NoSpace(error.to_string()));
+                }
+                Err(Failure::Disk(error)) => {
+                    self.log.fail(&format!("repairing a segment: {error}"), Vec::new());
+                    return Err(self.stopped(&error));
+                }
+            }
+        }
+    }
+
     /// The error of a node that cannot go on; `why` is used when no better reason is known.
     fn stopped(&self, why: &dyn std::fmt::Display) -> SnapshotError {
         let reason = self.log.watch_fatal().borrow().clone();
         reason.unwrap_or_else(|| Fatal::Consensus(why.to_string())).into()
+    }
+}
+
+/// When damaged segments are written anew.
+struct Ward {
+    next: Option<Instant>,
+    pause: Duration,
+}
+
+impl Default for Ward {
+    fn default() -> Self {
+        Self { next: None, pause: HEAL_AGAIN }
+    }
+}
+
+impl Ward {
+    /// A segment was found damaged.
+    fn found(&mut self) {
+        let soon = Instant::now() + HEAL_AFTER;
+        self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
+    }
+
+    /// Resolves when there is something to do, if ever.
+    async fn due(&self) {
+        match self.next {
+            Some(next) => tokio::time::sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A round is over.
+    fn healed(&mut self, all: bool) {
+        if all {
+            *self = Self::default();
+            return;
+        }
+        self.next = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(HEAL_AGAIN_MAX);
     }
 }
 

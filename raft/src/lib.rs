@@ -28,6 +28,7 @@ mod changes;
 mod cluster;
 mod compact;
 mod completion;
+mod damage;
 mod disk;
 mod error;
 mod flush;
@@ -61,9 +62,11 @@ mod prepare;
 mod progress;
 mod proposal;
 mod recover;
+mod repair;
 pub mod rescue;
 mod ring;
 mod scan;
+mod scrub;
 mod segment;
 mod serve;
 mod sim;
@@ -78,6 +81,7 @@ mod transfer;
 mod types;
 
 pub use bodies::{Bodies, DiskUsage};
+pub use damage::{BodyCheck, DamageTotals};
 pub use disk::{Access, Disk, DiskFile, DiskLock, DiskMap, DiskSpace, FaultDisk, RealDisk};
 pub use error::{
     BodyError, Corruption, Fatal, LinkClosed, LinkError, MembershipError, NotProposed, ReadError,
@@ -91,6 +95,7 @@ pub use options::{Options, Peering};
 pub use payload::{BodyAddr, Payload};
 pub use progress::MemberStatus;
 pub use proposal::{Outcome, Proposal};
+pub use scrub::ScrubStatus;
 pub use sim::{SimHub, SimNet};
 pub use space::Space;
 pub use state::{SnapshotImage, StateMachine};

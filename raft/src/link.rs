@@ -225,7 +225,8 @@ impl Task {
                 | FrameKind::PreVote
                 | FrameKind::Handover
                 | FrameKind::Answer
-                | FrameKind::Snapshot => return late_refusal(frame),
+                | FrameKind::Snapshot
+                | FrameKind::Ask => return late_refusal(frame),
             }
             let cost = cost(frame.body.len(), RECEIVE_BYTES_MAX);
             let share = room.clone().acquire_many_owned(cost).await.expect("never closed");

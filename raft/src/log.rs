@@ -24,6 +24,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::bodies::is_stored;
 use crate::completion::{Completions, Done};
+use crate::damage::{BodyCheck, Damage};
 use crate::disk::{Disk, DiskLock};
 use crate::error::Fatal;
 use crate::format::{Ballot, HEAD_LEN, Head, LogState, Position, RecordCrc};
@@ -74,6 +75,8 @@ pub(crate) struct Log {
     pub(crate) tidying: Mutex<()>,
     /// What compaction has done since the start.
     pub(crate) compaction: Compaction,
+    /// What does not check out on the disk.
+    pub(crate) damage: Damage,
     /// What is taken on, by the room on the disk.
     pub(crate) space: Watch,
     /// That has changed: there may be room to be made.
@@ -161,12 +164,13 @@ pub(crate) struct Parts {
     pub(crate) state: LogState,
     pub(crate) ring_bytes: usize,
     pub(crate) inline: bool,
+    pub(crate) body_check: Option<BodyCheck>,
     pub(crate) lock: Option<DiskLock>,
 }
 
 impl Log {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { disk, dir, table, state, ring_bytes, inline, lock } = parts;
+        let Parts { disk, dir, table, state, ring_bytes, inline, body_check, lock } = parts;
         let oldest = table.all().iter().find_map(|segment| segment.range()).map(|(first, _)| first);
         let inner = Inner {
             state,
@@ -199,6 +203,7 @@ impl Log {
             holds: Mutex::new(Vec::new()),
             tidying: Mutex::new(()),
             compaction: Compaction::default(),
+            damage: Damage::new(body_check),
             space: Watch::default(),
             pressed: Notify::new(),
             freed_bytes: AtomicU64::new(0),
@@ -462,7 +467,16 @@ impl Log {
         let Some((segment, _)) = self.table.find(range.start) else {
             return Err(io::Error::other(format!("entry {} is neither in memory nor on disk", range.start)));
         };
-        read_run(&segment, range, out)
+        let read = read_run(&segment, range.clone(), out);
+        read.map_err(|error| {
+            let (index, file) = (range.start + out.len() as u64, segment.path.display());
+            let what = error.to_string();
+            self.damage.note_entry(&segment, index, &what);
+            let offset = segment.offset(index).unwrap_or(0);
+            let unreadable = error.raw_os_error() == Some(libc::EIO);
+            let kind = if unreadable { io::ErrorKind::InvalidData } else { error.kind() };
+            io::Error::new(kind, format!("{file} offset {offset}: {what}"))
+        })
     }
 
     /// Bytes of records of entries after `index`.
@@ -555,6 +569,15 @@ impl Log {
         let last = state.last.map_or(0, |last| last.index);
         let committed = state.committed.map_or(0, |committed| committed.index.min(last));
         committed.max(state.purged.map_or(0, |purged| purged.index)).max(self.snapshot_index())
+    }
+
+    /// Whether what is here under an index is what was committed there.
+    pub(crate) fn is_settled(&self, index: u64) -> bool {
+        let state = self.inner.lock().state;
+        let last = state.last.map_or(0, |last| last.index);
+        let committed = state.committed.map_or(0, |committed| committed.index.min(last));
+        let purged = state.purged.map_or(0, |purged| purged.index);
+        index <= committed.max(purged) || self.table.in_bodies(index)
     }
 
     /// Waits until everything queued so far is durable.
@@ -678,16 +701,15 @@ pub(crate) fn read_run(segment: &Segment, range: Range<u64>, out: &mut Vec<Entry
         let entry = parse_entry(segment.seed, &bytes.slice(at.min(bytes.len())..));
         match entry {
             Ok(entry) if entry.log_id.index == index => out.push(entry),
-            Ok(entry) => return Err(damaged(segment, offset, &format!("entry {}", entry.log_id.index))),
-            Err(what) => return Err(damaged(segment, offset, what)),
+            Ok(entry) => return Err(damaged(&format!("entry {}", entry.log_id.index))),
+            Err(what) => return Err(damaged(what)),
         }
     }
     Ok(())
 }
 
-fn damaged(segment: &Segment, offset: u32, what: &str) -> io::Error {
-    let file = segment.path.display();
-    io::Error::new(io::ErrorKind::InvalidData, format!("{file} offset {offset}: {what} in place of an entry"))
+fn damaged(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} in place of an entry"))
 }
 
 /// The entry whose record `bytes` start with.

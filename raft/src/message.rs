@@ -122,7 +122,8 @@ pub(crate) fn encode_append(stream: u64, request: &AppendEntriesRequest<TypeConf
     parts
 }
 
-fn kind_code(kind: Kind) -> u8 {
+/// The kind of an entry as it travels.
+pub(crate) fn kind_code(kind: Kind) -> u8 {
     match kind {
         Kind::Normal => NORMAL,
         Kind::Blank => BLANK,
@@ -156,15 +157,20 @@ pub(crate) fn decode_append(body: Bytes) -> Option<(u64, AppendEntriesRequest<Ty
 }
 
 fn decode_entry(heads: &mut Take, payloads: &mut Take) -> Option<Entry> {
-    let kind = match heads.u8()? {
-        NORMAL => Kind::Normal,
-        BLANK => Kind::Blank,
-        MEMBERSHIP => Kind::Membership,
-        3..=u8::MAX => return None,
-    };
+    let kind = kind_of(heads.u8()?)?;
     let position = Position { term: heads.u64()?, index: heads.u64()? };
     let len = heads.u32()? as usize;
     record_entry(kind, position, payloads.bytes(len)?)
+}
+
+/// The kind that a code stands for.
+pub(crate) fn kind_of(code: u8) -> Option<Kind> {
+    match code {
+        NORMAL => Some(Kind::Normal),
+        BLANK => Some(Kind::Blank),
+        MEMBERSHIP => Some(Kind::Membership),
+        3..=u8::MAX => None,
+    }
 }
 
 pub(crate) fn encode_appended(result: &StreamAppendResult<TypeConfig>) -> Bytes {

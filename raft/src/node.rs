@@ -16,7 +16,8 @@ use crate::bodies::Bodies;
 use crate::changes::Changes;
 use crate::cluster::Cluster;
 use crate::error::{
-    Fatal, LinkError, MembershipError, NotProposed, ReadError, SnapshotError, StartError, TransferError,
+    Corruption, Fatal, LinkError, MembershipError, NotProposed, ReadError, SnapshotError, StartError,
+    TransferError,
 };
 use crate::flush::Flusher;
 use crate::hello::{self, MeetError, Purpose};
@@ -33,6 +34,7 @@ use crate::payload::Payload;
 use crate::prepare::Preparer;
 use crate::progress::{MemberStatus, Progress};
 use crate::proposal::{self, Proposal};
+use crate::scrub::{Scrub, ScrubStatus};
 use crate::state::StateMachine;
 use crate::store::Store;
 use crate::types::{Member, TypeConfig};
@@ -58,8 +60,10 @@ struct Inner {
     /// All bytes that may be in flight.
     max_inflight: u32,
     snapshots: mpsc::Sender<Request>,
+    /// Looks for damage.
+    scrub: Arc<Scrub>,
     /// Tasks that end with the node: those before the last end before the log is closed.
-    tasks: [AbortHandle; 3],
+    tasks: [AbortHandle; 4],
     leadership: watch::Receiver<Leadership>,
     /// The peers; a lone voter has none.
     cluster: Option<Arc<Cluster>>,
@@ -89,6 +93,15 @@ impl Node {
     /// # Errors
     /// See [`StartError`].
     pub async fn start<M: StateMachine>(options: Options, state: M) -> Result<Self, StartError> {
+        let member = options.peering.as_ref().map(|_| options.node_id);
+        let started = Self::open_and_run(options, state).await;
+        started.map_err(|error| match member {
+            Some(id) => error.of_member(id),
+            None => error,
+        })
+    }
+
+    async fn open_and_run<M: StateMachine>(options: Options, state: M) -> Result<Self, StartError> {
         options.check()?;
         let state: Box<dyn StateMachine> = Box::new(state);
         if options.inline {
@@ -118,9 +131,10 @@ impl Node {
         let network = Network::new(cluster.clone());
         if let Some(cluster) = &cluster {
             cluster.set_machine(shared.clone());
+            log.damage.set_cluster(cluster);
         }
         let raft = Raft::new(identity.node, config, network, store, machine).await;
-        let raft = raft.map_err(|error| failed(&error))?;
+        let raft = raft.map_err(|error| damaged_log(&log).unwrap_or_else(|| failed(&error)))?;
         let (sender, leadership) = watch::channel(Leadership::default());
         let follower = tokio::spawn(leadership::follow(identity.node, raft.clone(), sender));
         let (snapshots, requests) = mpsc::channel(1);
@@ -132,6 +146,8 @@ impl Node {
             log_retention_bytes: options.log_retention_bytes,
         };
         let keeper = tokio::spawn(keeper.run(requests));
+        let scrub = Arc::new(Scrub::new(options.scrub_bytes_per_s));
+        let scrubbing = tokio::spawn(scrub.clone().run(log.clone()));
         let changes = cluster.clone().map(|cluster| {
             let (raft, leadership) = (raft.clone(), leadership.clone());
             Arc::new(Changes { cluster, raft, leadership, one: tokio::sync::Mutex::default() })
@@ -147,7 +163,13 @@ impl Node {
             admission: Arc::new(Semaphore::new(max_inflight as usize)),
             max_inflight,
             snapshots,
-            tasks: [keeper.abort_handle(), follower.abort_handle(), completer.abort_handle()],
+            scrub,
+            tasks: [
+                keeper.abort_handle(),
+                follower.abort_handle(),
+                scrubbing.abort_handle(),
+                completer.abort_handle(),
+            ],
             leadership,
             cluster,
             changes,
@@ -417,6 +439,23 @@ impl Node {
         self.inner.bodies.clone()
     }
 
+    /// Looks at everything on this node's disk for damage, from now on and at the rate of
+    /// [`Options::scrub_bytes_per_s`], unless that is being done.
+    pub fn scrub(&self) {
+        self.inner.scrub.ask();
+    }
+
+    /// Pauses looking for damage, while memory is short, or lets it go on.
+    pub fn hold_scrub(&self, held: bool) {
+        self.inner.scrub.hold(held);
+    }
+
+    /// How far looking for damage is. Cheap.
+    #[must_use]
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.inner.scrub.status()
+    }
+
     /// Takes a snapshot now, purges what it allows and answers the index it was taken at.
     ///
     /// # Errors
@@ -446,7 +485,7 @@ impl Node {
         let inner = &*self.inner;
         inner.admission.close();
         inner.log.set_fatal(Fatal::Shutdown);
-        for task in &inner.tasks[..2] {
+        for task in &inner.tasks[..3] {
             task.abort();
         }
         if let Some(cluster) = &inner.cluster {
@@ -479,7 +518,7 @@ impl Node {
         });
         // It cannot fail.
         closed.await.ok();
-        inner.tasks[2].abort();
+        inner.tasks[3].abort();
     }
 
     /// The log, for tests that look inside.
@@ -505,6 +544,12 @@ impl Drop for Inner {
         }
         self.log.stop();
     }
+}
+
+/// The refusal to start with a log that does not check out.
+fn damaged_log(log: &Log) -> Option<StartError> {
+    let (file, offset, what) = log.damage.last()?;
+    Some(Corruption { dir: log.dir.clone(), file, offset, what, member: None }.into())
 }
 
 /// Ends the flush thread of a node that did not get off the ground.

@@ -55,6 +55,7 @@ pub(crate) fn open(options: &Options, mut state: Box<dyn StateMachine>) -> Resul
         state: log_state,
         ring_bytes: options.ring_bytes,
         inline: options.inline,
+        body_check: options.body_check,
         lock: Some(lock),
     }));
     let preparer = Preparer::start(log.clone(), options.segment_bytes, blank, next_id);
@@ -76,7 +77,7 @@ fn check_reach(options: &Options, purged: u64, snapshot: Option<&SnapshotFile>) 
     }
     let what = format!("the log starts after entry {purged}, but the newest snapshot is of entry {reached}");
     let dir = options.data_dir.clone();
-    Err(Corruption { file: dir.clone(), dir, offset: 0, what }.into())
+    Err(Corruption { file: dir.clone(), dir, offset: 0, what, member: None }.into())
 }
 
 /// A snapshot of another node that was installed while the log was behind it, or differed from it: the log is
@@ -98,7 +99,9 @@ fn discard_replaced(options: &Options, log: &Log, snapshot: Option<&SnapshotFile
         if committed >= at.index {
             let what =
                 format!("the log is committed up to {committed} and differs from the snapshot at {at:?}");
-            return Err(Corruption { file: dir.clone(), dir: dir.clone(), offset: 0, what }.into());
+            return Err(
+                Corruption { file: dir.clone(), dir: dir.clone(), offset: 0, what, member: None }.into()
+            );
         }
         let last = [state.committed, state.purged].into_iter().flatten().max_by_key(|kept| kept.index);
         let index = log.held(&(last.map_or(0, |last| last.index + 1)..at.index)).start;
@@ -126,7 +129,8 @@ fn restore(
     })?;
     replay(log, &mut machine).map_err(|error| {
         let what = format!("the log cannot be read: {error}");
-        StartError::from(Corruption { dir: dir.clone(), file: dir.clone(), offset: 0, what })
+        let (file, offset, what) = log.damage.last().unwrap_or((dir.clone(), 0, what));
+        StartError::from(Corruption { dir: dir.clone(), file, offset, what, member: None })
     })?;
     log.set_snapshot_due(options.snapshot_log_bytes.saturating_sub(log.bytes_after(index)));
     Ok(machine)

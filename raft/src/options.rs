@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::damage::BodyCheck;
 use crate::disk::{Disk, RealDisk};
 use crate::net::Net;
 
@@ -41,6 +42,12 @@ pub struct Options {
     pub ring_bytes: usize,
     /// Payload bytes that may be proposed and not yet applied; [`crate::Node::propose`] waits beyond that.
     pub max_inflight_bytes: usize,
+    /// Tells whether bytes are a body as it was put, by what they contain: for bodies with a checksum of their own. Without
+    /// it the CRC of the whole entry has to do, which damage to a neighbour spoils as well.
+    pub body_check: Option<BodyCheck>,
+    /// Everything that is kept is read once a week, at this rate in bytes per second, to find damage; 0: only when
+    /// [`crate::Node::scrub`] asks for it.
+    pub scrub_bytes_per_s: u64,
     /// Refuse to start when the directory belongs to another cluster than this one.
     pub expect_cluster: Option<String>,
     /// Start no thread and use no blocking pool: all IO happens on the runtime, in a fixed order. For
@@ -66,6 +73,8 @@ impl Options {
             log_retention_bytes: 256 << 20,
             ring_bytes: 8 << 20,
             max_inflight_bytes: 16 << 20,
+            body_check: None,
+            scrub_bytes_per_s: 8 << 20,
             expect_cluster: None,
             inline: false,
             election_timeout_min: Duration::from_millis(300),

@@ -205,7 +205,7 @@ fn read(disk: &dyn Disk, dir: &Path) -> Result<BTreeMap<u64, Known>, StartError>
     let known = if bytes.starts_with(MAGIC) { decode(&bytes) } else { None };
     known.ok_or_else(|| {
         let what = "the file of known peers is damaged".to_owned();
-        Corruption { dir: dir.to_path_buf(), file: path, offset: 0, what }.into()
+        Corruption { dir: dir.to_path_buf(), file: path, offset: 0, what, member: None }.into()
     })
 }
 

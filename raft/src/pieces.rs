@@ -19,7 +19,7 @@ const FIXED: usize = 8;
 /// Length of one piece in the list.
 const ITEM: usize = 8;
 /// Bodies that lie no further apart are kept as one piece: the gap costs no more than another piece would.
-const GAP_MAX: u32 = 8;
+pub(crate) const GAP_MAX: u32 = 8;
 /// Pieces looked at together when one is searched for.
 const ITEMS_AT_ONCE: usize = 64;
 

@@ -176,7 +176,10 @@ impl Preparer {
     pub(crate) fn dispose(&self, gone: Vec<Arc<Segment>>) -> io::Result<()> {
         let log = &*self.shared.log;
         for segment in gone {
-            let fits = segment.capacity == self.shared.segment_bytes && !segment.header.contents.is_bodies();
+            // Where something was damaged the next thing that is written may be.
+            let fits = segment.capacity == self.shared.segment_bytes
+                && !segment.header.contents.is_bodies()
+                && !segment.is_damaged();
             let spare = Spare::of(&segment);
             let mut state = self.shared.state.lock();
             if fits && state.spares.has_room() && log.space.space() == Space::Open {

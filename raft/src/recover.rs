@@ -84,7 +84,7 @@ fn open_one(disk: &dyn Disk, dir: &Path, id: u64, access: Access) -> Result<Open
 }
 
 fn corrupt(dir: &Path, file: &Path, offset: u64, what: String) -> StartError {
-    Corruption { dir: dir.to_path_buf(), file: file.to_path_buf(), offset, what }.into()
+    Corruption { dir: dir.to_path_buf(), file: file.to_path_buf(), offset, what, member: None }.into()
 }
 
 /// Opens the log in `dir`, cuts a torn tail and makes everything that was found durable.

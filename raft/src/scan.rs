@@ -126,6 +126,14 @@ pub(crate) fn read_previous(
     }
 }
 
+/// The head of the record at `offset`, when there is one that checks out as a whole.
+pub(crate) fn whole_record(window: &mut Window, seed: u32, offset: u64) -> io::Result<Option<Head>> {
+    match window.record(seed, offset, &mut Vec::new())? {
+        Found::Record(head) => Ok(Some(head)),
+        Found::Nothing | Found::Damaged(_) => Ok(None),
+    }
+}
+
 /// Whether nothing was ever written after the header. With `quick`, looks only as far as a first flush that
 /// was cut short can have reached. In a reused file: whether there is no record of this life that far.
 pub(crate) fn is_blank(

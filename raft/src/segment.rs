@@ -44,7 +44,7 @@ pub(crate) struct Segment {
     live: AtomicU64,
     /// The index of the entry whose apply took the last reference away; 0 when there never was one.
     died_at: AtomicU64,
-    /// A record in it that is needed did not check out: it is not compacted any more.
+    /// Something in it did not check out: it is not compacted any more, but written anew.
     damaged: AtomicBool,
 }
 
@@ -300,7 +300,7 @@ impl Segment {
         }
     }
 
-    /// Notes that it cannot be compacted.
+    /// Notes that something in it does not check out: it is not compacted any more, but written anew.
     pub(crate) fn set_damaged(&self) {
         self.damaged.store(true, Ordering::Relaxed);
     }
@@ -434,6 +434,12 @@ impl SegmentTable {
     /// A copy of the list of body segments.
     pub(crate) fn bodies(&self) -> Vec<Arc<Segment>> {
         self.bodies.read().iter().map(|bodies| bodies.segment.clone()).collect()
+    }
+
+    /// How many segments are marked as damaged.
+    pub(crate) fn damaged(&self) -> usize {
+        let segments = self.all().into_iter().chain(self.bodies());
+        segments.filter(|segment| segment.is_damaged()).count()
     }
 
     /// Takes segments out of the lists; readers that still have them keep the files' space.

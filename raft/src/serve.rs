@@ -4,7 +4,7 @@
 //! accept ──> hello ──> raft:  reader ──> appends, in order ──> openraft ──> answers, in order ──┐
 //!                        │       └─────> votes, heartbeats: each on its own ──> answer ─────────┤
 //!                        │                                                        outbox ──> writer
-//!                        ├─> link, snapshot: handed on
+//!                        ├─> link, snapshot, question for bodies: handed on
 //!                        └─> probe: done
 //! ```
 
@@ -23,6 +23,7 @@ use crate::frame::{Frame, FrameKind, OutFrame, Outbox, Runs};
 use crate::hello::{self, Conn, MeetError, Purpose, late_refusal};
 use crate::link;
 use crate::message;
+use crate::repair;
 use crate::types::TypeConfig;
 
 /// Connections that may be in their hellos at the same time; more wait to be accepted.
@@ -90,6 +91,12 @@ async fn serve(cluster: &Arc<Cluster>, met: Result<(Purpose, Conn), MeetError>) 
             }
         }
         Purpose::Link => cluster.offer(link::open(cluster, conn)).await,
+        Purpose::Ask => {
+            let peer = conn.peer.node;
+            if let Err(error) = repair::serve(cluster, conn).await {
+                tracing::debug!(node = cluster.node, peer, %error, "a question for bodies was not answered");
+            }
+        }
     }
 }
 
@@ -167,7 +174,8 @@ impl Session {
             | FrameKind::Refused
             | FrameKind::Answer
             | FrameKind::Message
-            | FrameKind::Snapshot => Err(late_refusal(frame)),
+            | FrameKind::Snapshot
+            | FrameKind::Ask => Err(late_refusal(frame)),
         }
     }
 
@@ -258,6 +266,7 @@ async fn answer_small(raft: &RaftHandle, kind: FrameKind, body: Bytes) -> Option
         | FrameKind::Append
         | FrameKind::Answer
         | FrameKind::Message
-        | FrameKind::Snapshot => None,
+        | FrameKind::Snapshot
+        | FrameKind::Ask => None,
     }
 }

@@ -113,7 +113,7 @@ pub(crate) fn open(disk: &Arc<dyn Disk>, dir: &Path, path: &Path) -> Result<Snap
 /// The error of a snapshot that cannot be used.
 pub(crate) fn corrupt(dir: &Path, file: &Path, what: &str) -> StartError {
     let what = what.to_owned();
-    Corruption { dir: dir.to_path_buf(), file: file.to_path_buf(), offset: 0, what }.into()
+    Corruption { dir: dir.to_path_buf(), file: file.to_path_buf(), offset: 0, what, member: None }.into()
 }
 
 type Header = (SnapshotMeta, u64);

@@ -16,6 +16,7 @@ use crate::completion::Done;
 use crate::error::Fatal;
 use crate::format::Position;
 use crate::log::{Log, Op};
+use crate::repair;
 use crate::scan::next_index;
 use crate::types::{Entry, IOFlushed, LogId, TypeConfig, Vote};
 
@@ -107,10 +108,30 @@ impl Reader {
         let mut entries = Vec::new();
         self.log.read_ring(range.clone(), &mut entries);
         if entries.is_empty() && !self.log.held(&range).is_empty() {
-            entries = read_cold(self.log.clone(), range).await?;
+            entries = self.cold(range).await?;
         }
         Ok(entries)
     }
+}
+
+impl Reader {
+    /// Reads from the disk. Of what is damaged there, what is known to be committed comes from a peer: nobody who applies or
+    /// sends it need stop for that.
+    async fn cold(&self, range: Range<u64>) -> io::Result<Vec<Entry>> {
+        let first = self.log.held(&range).start;
+        let error = match read_cold(self.log.clone(), range).await {
+            Err(error) if is_damage(&error) && self.log.is_settled(first) => error,
+            read => return read,
+        };
+        let fetched = repair::fetch_entry(&self.log, first).await;
+        let entry = fetched.map_err(|why| io::Error::new(error.kind(), format!("{error}; {why}")))?;
+        Ok(vec![entry])
+    }
+}
+
+/// Whether a read failed because of what is on the disk, or cannot be read from it.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 async fn read_cold(log: Arc<Log>, range: Range<u64>) -> io::Result<Vec<Entry>> {

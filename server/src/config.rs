@@ -74,6 +74,10 @@ pub struct ServeArgs {
     #[arg(long, env = "BEANPOLE_LOG_RETENTION", value_name = "SIZE")]
     pub log_retention: Option<Size>,
 
+    /// Bytes per second at which everything on the disk is read once a week to find damage; 0: only when asked [default: 8MiB]
+    #[arg(long, env = "BEANPOLE_SCRUB_RATE", value_name = "SIZE")]
+    pub scrub_rate: Option<Size>,
+
     /// Memory that the server may use; puts are slowed and refused before it is used up. The limits of cgroups and of the
     /// machine hold as well [default: those limits]
     #[arg(long, env = "BEANPOLE_MEMORY_LIMIT", value_name = "SIZE")]
@@ -157,6 +161,8 @@ pub struct Settings {
     pub snapshot_every: u64,
     /// Bytes of log kept behind the newest snapshot.
     pub log_retention: u64,
+    /// Bytes per second at which the disk is looked through for damage; 0: only when asked.
+    pub scrub_rate: u64,
     /// Memory that the process may use, in bytes, if less than cgroups and machine allow.
     pub memory_limit: Option<u64>,
     /// The process's own `oom_score_adj`; none leaves it as it is.
@@ -284,6 +290,7 @@ struct File {
     segment_size: Option<FileSize>,
     snapshot_every: Option<FileSize>,
     log_retention: Option<FileSize>,
+    scrub_rate: Option<FileSize>,
     memory_limit: Option<FileSize>,
     oom_score_adj: Option<i16>,
     log_level: Option<LogLevel>,
@@ -302,6 +309,7 @@ const KEYS: &[&str] = &[
     "segment-size",
     "snapshot-every",
     "log-retention",
+    "scrub-rate",
     "memory-limit",
     "oom-score-adj",
     "log-level",
@@ -382,6 +390,7 @@ impl Settings {
                 0,
                 1 << 50,
             )?,
+            scrub_rate: checked("scrub-rate", size(args.scrub_rate, file.scrub_rate, 8 << 20), 0, 1 << 40)?,
             memory_limit: args
                 .memory_limit
                 .or(file.memory_limit.map(|key| key.0))

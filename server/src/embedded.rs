@@ -20,7 +20,7 @@ pub use crate::net::memory::{Client, Probe};
 
 use crate::clock::Clocks;
 use crate::cluster::report::Addresses;
-use crate::gateway::{Facts, Gateway};
+use crate::gateway::{Facts, Gateway, is_intact};
 use crate::net::{self, memory};
 use crate::node::{Machine, Shared, reply};
 use crate::serve::{NoBodies, SETTLE_MAX, take_part, wind_up};
@@ -62,7 +62,8 @@ impl Embedded {
     /// # Panics
     /// When the node's number does not fit 32 bits.
     pub async fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { options, time, witness, max_job_size } = parts;
+        let Parts { mut options, time, witness, max_job_size } = parts;
+        options.body_check = Some(is_intact);
         let id = u32::try_from(options.node_id).expect("a node's number fits 32 bits");
         let gateway = Gateway::new(id, Clocks::new(time), Box::new(NoBodies), Box::new(Nothing));
         let shared = Shared::new(gateway);

@@ -14,16 +14,18 @@ use std::io::Read;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use beanpole_raft::{Bodies, BodyAddr, Node, Outcome, Payload, Proposal, SnapshotImage, StateMachine};
+use beanpole_raft::{
+    Bodies, BodyAddr, BodyError, Node, Outcome, Payload, Proposal, SnapshotImage, StateMachine,
+};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{Admission, Parts, Stance};
 use crate::cluster::report::{Addresses, Reports};
-use crate::gateway::{ColdRead, Gateway};
+use crate::gateway::{ColdRead, Gateway, is_intact};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
 use crate::net::Pool;
-use crate::queue::{Effects, Engine, SnapshotCursor};
+use crate::queue::{Effects, Engine, JobState, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
 /// proposed, so that the disk is busy meanwhile.
@@ -39,6 +41,11 @@ const AWAKE_IN_CLUSTER_MAX: Duration = Duration::from_micros(100);
 
 /// Clients' buffers may always take this much, however small the budget.
 const BUFFERS_MIN: usize = 4 << 20;
+
+/// Who met a job without a body gives it back. For so long, ...
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(5);
+/// ... and so often it is looked whether that has happened.
+const GIVEN_BACK_POLL: Duration = Duration::from_millis(50);
 
 /// How long after a refused entry its commands are proposed again.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
@@ -168,8 +175,9 @@ impl Shared {
 
     /// Whether there is something to do for the pump.
     fn has_work(&self, gateway: &Gateway) -> bool {
-        let leads =
-            |leader: &Leader| gateway.has_messages() || leader.has_entry() || gateway.alarm_for(leader);
+        let leads = |leader: &Leader| {
+            gateway.has_messages() || leader.has_entry() || leader.has_doubts() || gateway.alarm_for(leader)
+        };
         gateway.has_chores() || self.leader.lock().as_ref().is_some_and(leads)
     }
 
@@ -283,6 +291,26 @@ impl Shared {
     pub fn leaders_clocks(&self) -> Option<(u64, u64)> {
         let mut gateway = self.gateway.lock();
         self.leader.lock().is_some().then(|| gateway.clocks_now())
+    }
+
+    /// Buries a job whose body no voter has, if the leader of that office still leads. Answers whether there is nothing left to
+    /// do: a job that somebody holds is left alone.
+    fn bury_lost(&self, office: (u64, u64), job: u64, body: BodyAddr) -> bool {
+        let mut gateway = self.gateway.lock();
+        {
+            let mut leader = self.leader.lock();
+            let Some(leader) = leader.as_mut().filter(|_| *self.office.borrow() == office) else {
+                return true;
+            };
+            match gateway.engine().job(job).map(|view| view.state) {
+                None | Some(JobState::Buried) => return true,
+                Some(JobState::Reserved) => return false,
+                Some(JobState::Ready | JobState::Delayed) => {}
+            }
+            leader.body_lost(&mut gateway.ground(), job, body);
+        }
+        self.wake_for(&gateway);
+        true
     }
 
     /// Another node's conversation with the leader has ended.
@@ -406,12 +434,17 @@ pub async fn pump(shared: Arc<Shared>, node: Node, stays_awake: bool) {
                 return;
             }
         }
-        let (cold, alarm) = {
+        let (cold, doubts, alarm) = {
             let mut gateway = shared.gateway.lock();
-            let leader = shared.leader.lock();
+            let mut leader = shared.leader.lock();
+            let doubts = leader.as_mut().map(Leader::take_doubts).unwrap_or_default();
             let due = leader.as_ref().and_then(|leader| gateway.leader_tick_in_us(leader));
-            (gateway.take_cold(), gateway.set_alarm(due))
+            (gateway.take_cold(), doubts, gateway.set_alarm(due))
         };
+        for (job, body) in doubts {
+            let office = *shared.office.borrow();
+            tokio::spawn(confirm_loss(shared.clone(), bodies.clone(), office, job, body));
+        }
         for read in cold {
             tokio::spawn(read_cold(shared.clone(), bodies.clone(), read));
         }
@@ -506,8 +539,27 @@ async fn watch_fates(shared: Arc<Shared>, mut fates: mpsc::UnboundedReceiver<(Pr
 
 /// Reads a body that is on the disk only, away from the thread that applies.
 async fn read_cold(shared: Arc<Shared>, bodies: Bodies, read: ColdRead) {
-    let result = bodies.read(read.addr).await;
+    let mut result = bodies.read(read.addr).await;
+    if !result.as_ref().is_ok_and(|stored| is_intact(stored)) {
+        // This disk's copy is damaged, or cannot be read.
+        result = bodies.recover(read.addr).await;
+    }
     let mut gateway = shared.gateway.lock();
     gateway.cold_done(&read, result);
     shared.wake_for(&gateway);
+}
+
+/// Another node could find a job's body on no voter: asks all of them from here, and has the job buried if that is so.
+async fn confirm_loss(shared: Arc<Shared>, bodies: Bodies, office: (u64, u64), job: u64, body: BodyAddr) {
+    match bodies.recover(body).await {
+        Err(BodyError::Lost(_)) => {}
+        Ok(_) => return tracing::info!(job, "the body of a job that was missed is here"),
+        Err(error) => {
+            return tracing::warn!(job, %error, "whether the body of a job is lost cannot be told yet");
+        }
+    }
+    let deadline = tokio::time::Instant::now() + GIVEN_BACK_WITHIN;
+    while !shared.bury_lost(office, job, body) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(GIVEN_BACK_POLL).await;
+    }
 }

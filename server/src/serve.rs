@@ -15,11 +15,11 @@ use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Options, Peering, StartErr
 use bytes::BytesMut;
 
 use crate::admin;
-use crate::admission;
+use crate::admission::{self, State};
 use crate::clock::{Clocks, SystemTimeSource};
 use crate::cluster::{self, report::Addresses};
 use crate::config::{ConfigError, ServeArgs, Settings};
-use crate::gateway::{BodySource, Gateway};
+use crate::gateway::{BodySource, Gateway, is_intact};
 use crate::net::{self, BindError, Bound};
 use crate::node::{Machine, Shared, may_stay_awake, pump, reply};
 pub use facts::ProcessFacts;
@@ -160,6 +160,7 @@ impl Prepared {
             () = ending.asked() => return Ok(ExitCode::SUCCESS),
         };
         facts.set_node(node.clone());
+        tokio::spawn(hold_scrub(shared.clone(), node.clone()));
         admin.set_node(node.clone());
         let working = if clustered {
             tokio::spawn(take_part(shared.clone(), node.clone(), may_stay_awake()))
@@ -204,6 +205,8 @@ fn options(settings: &Settings, peers: Option<Bound>, budget: u64) -> std::io::R
             peers: peering.peers.clone(),
         });
     }
+    options.body_check = Some(is_intact);
+    options.scrub_bytes_per_s = settings.scrub_rate;
     options.segment_bytes = settings.segment_size;
     options.snapshot_log_bytes = settings.snapshot_every;
     options.log_retention_bytes = settings.log_retention;
@@ -218,6 +221,17 @@ pub(crate) async fn take_part(shared: Arc<Shared>, node: Node, stays_awake: bool
         gateway.begin(rand::random());
     }
     tokio::join!(cluster::run(shared.clone(), node.clone()), pump(shared, node, stays_awake));
+}
+
+/// Looking for damage waits while memory is short.
+async fn hold_scrub(shared: Arc<Shared>, node: Node) {
+    let mut stance = shared.admission.watch_own();
+    loop {
+        node.hold_scrub(stance.borrow_and_update().state != State::Open);
+        if stance.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for the log, announces the gateway, and proposes batches from then on.

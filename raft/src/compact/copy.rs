@@ -5,14 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Job;
 use crate::body_segment::{Sealed, Writer};
 use crate::format::{HEAD_LEN, Head, Kind, Position, RecordCrc};
 use crate::log::Log;
 use crate::payload::BodyAddr;
-use crate::pieces::Pieces;
+use crate::pieces::{GAP_MAX, Pieces};
 use crate::prepare::Preparer;
-use crate::scan::Window;
+use crate::scan::{self, Window};
 use crate::segment::{Segment, Span};
 
 /// After so many bytes were written, or [`READS`] times as many read, ...
@@ -23,11 +25,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 const READS: u64 = 4;
 
 /// Why a copy was given up. What was written is removed.
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// A record that is needed does not check out.
     Damaged {
         /// The segment.
         segment: Arc<Segment>,
+        /// The entry.
+        index: u64,
         /// What is wrong.
         what: String,
     },
@@ -38,9 +42,9 @@ pub(super) enum Failure {
 }
 
 /// What was copied, durable and not yet in its place.
-pub(super) struct Copied {
+pub(crate) struct Copied {
     /// `None` when nothing is live.
-    sealed: Option<Sealed>,
+    pub(super) sealed: Option<Sealed>,
     /// Bodies in it.
     pub(super) bodies: u64,
     /// Its length.
@@ -64,8 +68,13 @@ impl Copied {
 }
 
 /// Copies the live bodies of `job` into a new segment that belongs to the snapshot at `snapshot`.
-pub(super) fn copy(log: &Log, preparer: &Preparer, job: &Job, snapshot: Position) -> Result<Copied, Failure> {
-    let mut copier = Copier { log, preparer, snapshot, writer: None, reading: None, since_pause: 0 };
+pub(super) fn copy(
+    log: &Arc<Log>,
+    preparer: &Arc<Preparer>,
+    job: &Job,
+    snapshot: Position,
+) -> Result<Copied, Failure> {
+    let mut copier = Copier::new(log.clone(), preparer.clone(), snapshot);
     let mut bodies = 0;
     for entry in job.live.chunk_by(|a, b| a.index == b.index) {
         let found = log.table.with_body(entry[0].index, Arc::clone);
@@ -75,15 +84,14 @@ pub(super) fn copy(log: &Log, preparer: &Preparer, job: &Job, snapshot: Position
         copier.entry(&segment, entry)?;
         bodies += entry.len() as u64;
     }
-    let sealed = copier.writer.map(Writer::seal).transpose().map_err(Failure::Disk)?;
-    let bytes = sealed.as_ref().map_or(0, |sealed| sealed.segment.capacity);
-    Ok(Copied { sealed, bodies, bytes })
+    copier.seal(bodies)
 }
 
-struct Copier<'a> {
-    log: &'a Log,
-    preparer: &'a Preparer,
-    snapshot: Position,
+/// Writes one new segment.
+pub(super) struct Copier {
+    pub(super) log: Arc<Log>,
+    preparer: Arc<Preparer>,
+    pub(super) snapshot: Position,
     /// From the first live body on.
     writer: Option<Writer>,
     reading: Option<(Arc<Segment>, Window)>,
@@ -91,27 +99,44 @@ struct Copier<'a> {
     since_pause: u64,
 }
 
-impl Copier<'_> {
+impl Copier {
+    pub(super) fn new(log: Arc<Log>, preparer: Arc<Preparer>, snapshot: Position) -> Self {
+        Self { log, preparer, snapshot, writer: None, reading: None, since_pause: 0 }
+    }
+
+    /// Makes what was written durable; it holds so many bodies.
+    pub(super) fn seal(self, bodies: u64) -> Result<Copied, Failure> {
+        let sealed = self.writer.map(Writer::seal).transpose().map_err(Failure::Disk)?;
+        let bytes = sealed.as_ref().map_or(0, |sealed| sealed.segment.capacity);
+        Ok(Copied { sealed, bodies, bytes })
+    }
+
+    /// The reader of a segment.
+    fn window(&mut self, segment: &Arc<Segment>) -> io::Result<&mut Window> {
+        if self.reading.as_ref().is_none_or(|(open, _)| !Arc::ptr_eq(open, segment)) {
+            self.reading = Some((segment.clone(), Window::new(segment.file.clone())?));
+        }
+        Ok(&mut self.reading.as_mut().expect("it was opened a line ago").1)
+    }
+
     /// Copies what is live of one entry.
-    fn entry(&mut self, segment: &Arc<Segment>, live: &[BodyAddr]) -> Result<(), Failure> {
+    pub(super) fn entry(&mut self, segment: &Arc<Segment>, live: &[BodyAddr]) -> Result<(), Failure> {
         let index = live[0].index;
         let damaged = |what: &str| Failure::Damaged {
             segment: segment.clone(),
+            index,
             what: format!("entry {index}: {what}"),
         };
         let unread = |error: io::Error| damaged(&error.to_string());
-        if self.reading.as_ref().is_none_or(|(open, _)| !Arc::ptr_eq(open, segment)) {
-            self.reading = Some((segment.clone(), Window::new(segment.file.clone()).map_err(unread)?));
-        }
         let span = segment.span(index).ok_or_else(|| damaged("it is not listed"))?;
-        let (_, window) = self.reading.as_mut().expect("it was opened a line ago");
+        let window = self.window(segment).map_err(unread)?;
         let bytes = window.get(span.start, HEAD_LEN).map_err(unread)?.first_chunk::<HEAD_LEN>().copied();
         let head = bytes.and_then(|bytes| Some((Head::parse(&bytes)?, bytes)));
         let (head, bytes) =
             head.filter(|(head, _)| head.index == index).ok_or_else(|| damaged("no such record"))?;
         let cut = cut(segment, &span, &head, live).map_err(unread)?;
         let cut = cut.ok_or_else(|| damaged("a live body is not within it"))?;
-        self.begin(&head, &cut)?;
+        self.begin(Position { term: head.term, index }, &cut)?;
         let crc = RecordCrc::new(segment.seed, &bytes);
         if self.payload(span.start + HEAD_LEN as u64, &head, &cut.ranges, crc, &unread)? {
             return Ok(());
@@ -119,14 +144,13 @@ impl Copier<'_> {
         Err(damaged("a wrong checksum"))
     }
 
-    fn begin(&mut self, head: &Head, cut: &Cut) -> Result<(), Failure> {
+    fn begin(&mut self, position: Position, cut: &Cut) -> Result<(), Failure> {
         if self.writer.is_none() {
-            let (log, id) = (self.log, self.preparer.reserve_id());
+            let (log, id) = (&self.log, self.preparer.reserve_id());
             let writer = Writer::create(&log.disk, &log.dir, id, self.snapshot).map_err(Failure::Disk)?;
             self.writer = Some(writer);
         }
         let writer = self.writer.as_mut().expect("there is one now");
-        let position = Position { term: head.term, index: head.index };
         let len = usize::try_from(cut.len).expect("it is not longer than a payload");
         writer.begin_entry(cut.kind, position, len).map_err(Failure::Disk)?;
         if cut.list.is_empty() {
@@ -173,6 +197,40 @@ impl Copier<'_> {
             self.pause(step)?;
         }
         Ok(crc.matches())
+    }
+
+    /// Writes bodies of one entry that were brought, in the order of their offsets.
+    pub(super) fn pieces(&mut self, position: Position, bodies: &[(BodyAddr, Bytes)]) -> Result<(), Failure> {
+        let mut wanted = Pieces::default();
+        for (addr, _) in bodies {
+            wanted.add(addr.offset..addr.offset + addr.len);
+        }
+        let (len, list) = (wanted.payload_len(), wanted.encode());
+        self.begin(position, &Cut { kind: Kind::Pieces, len, list, ranges: Vec::new() })?;
+        let writer = self.writer.as_mut().expect("a record was begun");
+        let mut ranges = wanted.ranges().iter();
+        let mut left: Option<Range<u32>> = None;
+        for (addr, bytes) in bodies {
+            if left.as_ref().is_none_or(|left| addr.offset > left.end) {
+                left = ranges.next().cloned();
+            }
+            let left = left.as_mut().expect("a range for every body");
+            // A few bytes between two bodies belong to neither.
+            let gap = &[0; GAP_MAX as usize][..(addr.offset - left.start) as usize];
+            for piece in [gap, bytes].into_iter().filter(|piece| !piece.is_empty()) {
+                writer.push(piece).map_err(Failure::Disk)?;
+            }
+            left.start = addr.offset + addr.len;
+        }
+        self.pause(len)
+    }
+
+    /// Whether the record of an entry checks out as a whole.
+    pub(super) fn is_whole(&mut self, segment: &Arc<Segment>, index: u64) -> io::Result<bool> {
+        let Some(span) = segment.span(index) else { return Ok(false) };
+        let seed = segment.seed;
+        let head = scan::whole_record(self.window(segment)?, seed, span.start)?;
+        Ok(head.is_some_and(|head| head.index == index))
     }
 
     fn pause(&mut self, bytes: u64) -> Result<(), Failure> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +84,8 @@ struct Contents {
     durable: Vec<u8>,
     /// Sectors in which the two may differ.
     dirty: BTreeSet<usize>,
+    /// Bytes that cannot be read any more.
+    unreadable: Vec<Range<usize>>,
 }
 
 impl FaultDisk {
@@ -140,6 +143,7 @@ impl FaultDisk {
                     now: file.now.clone(),
                     durable: file.durable.clone(),
                     dirty: file.dirty.clone(),
+                    unreadable: file.unreadable.clone(),
                 };
                 (path.clone(), Arc::new(Mutex::new(image)))
             })
@@ -245,10 +249,34 @@ impl FaultDisk {
     /// Replaces the contents of a file, durably, behind the back of whoever uses it: how tests damage files.
     pub fn overwrite(&self, path: &Path, bytes: Vec<u8>) {
         let mut state = self.inner.state.lock();
-        let contents = Contents { now: bytes.clone(), durable: bytes, dirty: BTreeSet::new() };
+        let contents = Contents { now: bytes.clone(), durable: bytes, ..Contents::default() };
         let file = Arc::new(Mutex::new(contents));
         state.names.insert(path.to_path_buf(), file.clone());
         state.durable_names.insert(path.to_path_buf(), file);
+    }
+
+    /// Changes a bit of a file, durably: who has it open sees it, too.
+    ///
+    /// # Panics
+    /// When there is no such file, or it is shorter.
+    pub fn flip(&self, path: &Path, offset: u64) {
+        let state = self.inner.state.lock();
+        let mut file = state.names.get(path).expect("there is such a file").lock();
+        let at = to_usize(offset);
+        file.now[at] ^= 1;
+        if let Some(byte) = file.durable.get_mut(at) {
+            *byte ^= 1;
+        }
+    }
+
+    /// From now on reads of a part of a file fail with an input/output error.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn spoil(&self, path: &Path, range: Range<u64>) {
+        let state = self.inner.state.lock();
+        let mut file = state.names.get(path).expect("there is such a file").lock();
+        file.unreadable.push(to_usize(range.start)..to_usize(range.end));
     }
 
     /// Counts a change, unless the power is gone by then.
@@ -343,7 +371,12 @@ impl Contents {
                 image[start..end].copy_from_slice(&self.now[start..end]);
             }
         }
-        Self { now: image.clone(), durable: image, dirty: BTreeSet::new() }
+        let unreadable = self.unreadable.clone();
+        Self { now: image.clone(), durable: image, dirty: BTreeSet::new(), unreadable }
+    }
+
+    fn is_unreadable(&self, start: usize, len: usize) -> bool {
+        self.unreadable.iter().any(|bad| bad.start < start + len && start < bad.end)
     }
 
     fn write(&mut self, sector: usize, bytes: &[u8], offset: usize) {
@@ -514,6 +547,9 @@ impl DiskFile for FaultFile {
         let file = self.file.lock();
         let start = to_usize(offset).min(file.now.len());
         let len = buf.len().min(file.now.len() - start);
+        if file.is_unreadable(start, len) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         buf[..len].copy_from_slice(&file.now[start..start + len]);
         Ok(len)
     }
@@ -573,9 +609,9 @@ impl DiskMap for FaultMap {
     }
 
     fn resident(&self, offset: u64, len: usize) -> bool {
-        let end = to_usize(offset) + len;
-        assert!(end <= self.file.lock().now.len(), "range up to {end} is beyond the map");
-        true
+        let (file, start) = (self.file.lock(), to_usize(offset));
+        assert!(start + len <= file.now.len(), "{len} bytes at {start} are beyond the map");
+        !file.is_unreadable(start, len)
     }
 }
 

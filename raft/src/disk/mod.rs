@@ -117,6 +117,12 @@ pub trait DiskFile: Send + Sync {
     /// What the system says; this is where a media error shows.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Drops what the system keeps in memory of a range that is written and synced, as far as nobody has it mapped: the next
+    /// read comes from the disk. Only a hint.
+    fn forget(&self, offset: u64, len: usize) {
+        let _ = (offset, len);
+    }
+
     /// Makes everything written durable (`fdatasync`).
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 use nix::sys::uio::pwritev;
 
@@ -127,6 +127,13 @@ impl DiskFile for RealFile {
             }
         }
         Ok(read)
+    }
+
+    fn forget(&self, offset: u64, len: usize) {
+        if let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) {
+            // A system that does not take the hint reads from memory.
+            posix_fadvise(&self.file, offset, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED).ok();
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

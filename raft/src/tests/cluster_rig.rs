@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::machine::{Seen, TestMachine, put};
 use super::rig::{PATIENCE, options, within};
 use crate::disk::FaultDisk;
-use crate::{Leadership, Node, Options, Outcome, Peering, SimHub};
+use crate::{BodyCheck, Leadership, Node, Options, Outcome, Peering, SimHub};
 
 /// A node that can be started and killed.
 pub(crate) struct Place {
@@ -27,6 +27,8 @@ pub(crate) struct Rack {
     pub(crate) plan: BTreeMap<u64, String>,
     /// Log kept behind a snapshot, in bytes, when it is not as usual.
     pub(crate) retention: Option<u64>,
+    /// How bodies are told to be whole.
+    pub(crate) check: Option<BodyCheck>,
 }
 
 pub(crate) fn address(id: u64) -> String {
@@ -46,7 +48,7 @@ impl Rack {
     /// A plan of nodes 1 to `count`, none of them started.
     pub(crate) fn new(count: u64) -> Self {
         let plan = (1..=count).map(|id| (id, address(id))).collect();
-        Self { hub: SimHub::new(), places: BTreeMap::new(), plan, retention: None }
+        Self { hub: SimHub::new(), places: BTreeMap::new(), plan, retention: None, check: None }
     }
 
     /// Nodes 1 to `count`, started, with a leader that is ready.
@@ -67,6 +69,7 @@ impl Rack {
         if let Some(retention) = self.retention {
             options.log_retention_bytes = retention;
         }
+        options.body_check = self.check;
         let net = self.hub.net(&address(id));
         options.peering = Some(Peering { net, address: address(id), peers: self.plan.clone() });
         options

@@ -21,12 +21,12 @@ fn small(disk: &FaultDisk) -> Options {
 }
 
 /// Bytes with their CRC before them.
-fn sealed(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn sealed(bytes: &[u8]) -> Vec<u8> {
     [&crc32fast::hash(bytes).to_le_bytes(), bytes].concat()
 }
 
 /// The bytes, when they match their CRC.
-fn opened(body: &[u8]) -> Option<&[u8]> {
+pub(crate) fn opened(body: &[u8]) -> Option<&[u8]> {
     let (crc, bytes) = body.split_at_checked(4)?;
     (crc32fast::hash(bytes).to_le_bytes() == crc).then_some(bytes)
 }

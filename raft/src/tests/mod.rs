@@ -17,6 +17,7 @@ mod links;
 mod machine;
 mod membership;
 mod power;
+mod repair;
 mod rescue;
 mod restart;
 mod reuse;

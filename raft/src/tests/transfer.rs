@@ -334,6 +334,7 @@ async fn damaged_at_the_sender() {
         }
     };
     assert!(error.to_string().contains("is damaged"), "{error}");
+    assert_eq!(shared.log.damage.totals().found, 1, "it will be repaired");
 }
 
 /// While an export goes on the leader drops every body, takes a snapshot, purges and removes the segments: the

@@ -107,7 +107,7 @@ impl Leader {
     /// Takes a snapshot, purges the log up to `purge`, and compacts what is sparse then.
     pub(crate) async fn compact(&mut self, purge: u64) {
         let log = self.shared.log.clone();
-        let mut round = Round::plan(&log, purge, 16 << 10);
+        let mut round = Round::plan(&log, purge, 16 << 10, false);
         log.flushed().await.unwrap();
         let file = self.storage.machine.builder(true).write(&mut |addr| round.note(addr)).unwrap().1;
         self.snapshot(purge).await;

@@ -144,7 +144,7 @@ impl Sender {
         }
         let upto = snapshot.index();
         let wanted = above.saturating_add(1)..=upto;
-        let rows = [log, bodies].map(|segments| Row::new(segments, &wanted, upto));
+        let rows = [log, bodies].map(|segments| Row::new(&shared.log, segments, &wanted, upto));
         let data = rows.iter().map(Row::bytes).sum::<u64>() + image_size;
         progress.set_total(data + (data / DATA_MAX as u64 + FRAMES_MIN) * FRAME_COST);
         let mut begin = Vec::new();
@@ -269,6 +269,7 @@ impl Sender {
 
 /// Segments in the order of their entries.
 struct Row {
+    log: Arc<Log>,
     wanted: RangeInclusive<u64>,
     segments: std::vec::IntoIter<Arc<Segment>>,
     /// Index and place of the next entries of the segment being read.
@@ -279,10 +280,16 @@ struct Row {
 impl Row {
     /// The segments that have any entry of `wanted`, but not those in which neither the state nor the snapshot
     /// at `snapshot` references anything.
-    fn new(mut segments: Vec<Arc<Segment>>, wanted: &RangeInclusive<u64>, snapshot: u64) -> Self {
+    fn new(
+        log: &Arc<Log>,
+        mut segments: Vec<Arc<Segment>>,
+        wanted: &RangeInclusive<u64>,
+        snapshot: u64,
+    ) -> Self {
         segments.retain(|segment| segment.bytes_of(wanted) > 0 && !segment.dead_at(snapshot));
         segments.sort_by_key(|segment| segment.range());
         Self {
+            log: log.clone(),
             wanted: wanted.clone(),
             segments: segments.into_iter(),
             places: Vec::new().into_iter().peekable(),
@@ -332,7 +339,9 @@ impl Row {
         let (index, offset) = self.next_place().expect("an entry was seen");
         let (segment, window) = self.reading.as_mut().expect("its segment is open");
         let offset = u64::from(offset);
-        let head_bytes = window.get(offset, HEAD_LEN)?.first_chunk::<HEAD_LEN>().copied();
+        let read = window.get(offset, HEAD_LEN).map(|bytes| bytes.first_chunk::<HEAD_LEN>().copied());
+        // That it cannot be read is damage, too.
+        let head_bytes = read.unwrap_or(None);
         let head = head_bytes.and_then(|bytes| Some((Head::parse(&bytes)?, bytes)));
         match head.filter(|(head, _)| head.kind.holds_bodies() && head.index == index) {
             Some((head, bytes)) => Ok(Sending {
@@ -346,7 +355,11 @@ impl Row {
         }
     }
 
+    /// The transfer ends; the segment is to be written anew, and the next one will come to its end.
     fn damaged(&self, index: u64) -> io::Error {
+        if let Some((segment, _)) = &self.reading {
+            self.log.damage.note_entry(segment, index, "the entry does not check out");
+        }
         let file =
             self.reading.as_ref().map_or_else(String::new, |(segment, _)| segment.path.display().to_string());
         refused(&format!("entry {index} in {file} is damaged"))
@@ -370,7 +383,7 @@ impl Sending {
             return Ok(0);
         }
         let (_, window) = row.reading.as_mut().expect("its segment is open");
-        let piece = window.get(self.at, 1)?;
+        let piece = window.get(self.at, 1).unwrap_or(&[]);
         let piece = &piece[..piece.len().min(room).min(self.left)];
         if piece.is_empty() {
             return Err(row.damaged(self.head.index));

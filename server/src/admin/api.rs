@@ -18,7 +18,8 @@ const TUBES_DEFAULT: usize = 1000;
 const TUBES_MAX: usize = 10_000;
 
 /// The text of an answer while the log is not open.
-const RECOVERING: (StatusCode, &str) = (StatusCode::SERVICE_UNAVAILABLE, "recovering the log; try again\n");
+pub(super) const RECOVERING: (StatusCode, &str) =
+    (StatusCode::SERVICE_UNAVAILABLE, "recovering the log; try again\n");
 
 pub(super) async fn cluster(
     State(view): State<Arc<View>>,

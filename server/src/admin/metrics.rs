@@ -12,9 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use beanpole_raft::Space;
-
-use super::{View, memory};
+use super::{View, disk, memory};
 use crate::gateway::Gateway;
 
 /// Tubes with values of their own, at most: those that hold most jobs. The others are in the totals only, so that 100,000
@@ -118,34 +116,5 @@ fn log(registry: &mut Registry, view: &View) {
     gauge(registry, "raft_applied_index", "Highest applied index", status.applied);
     gauge(registry, "raft_snapshot_index", "Index of the newest durable snapshot", status.snapshot_index);
     gauge(registry, "raft_purged_index", "Highest purged index", status.purged);
-    let disk = node.bodies().disk_usage();
-    gauge(registry, "disk_log_bytes", "Size of all segment files", disk.log_bytes);
-    gauge(registry, "disk_live_bytes", "Bytes of bodies that jobs refer to", disk.live_bytes);
-    gauge(registry, "disk_dead_bytes", "Bytes in segments that nothing refers to", disk.dead_bytes);
-    gauge(registry, "disk_segments", "Segment files", disk.segments);
-    let space = match disk.space {
-        Space::Open => 0,
-        Space::Shedding => 1,
-        Space::Closed => 2,
-    };
-    gauge(
-        registry,
-        "disk_space_state",
-        "0 puts are taken, 1 refused for want of room, 2 the disk is full",
-        space,
-    );
-    if let Some(free) = disk.free_bytes {
-        gauge(registry, "disk_free_bytes", "Free bytes of the disk that holds the data directory", free);
-    }
-    gauge(registry, "disk_body_segments", "Segment files that hold bodies only", disk.body_segments);
-    gauge(
-        registry,
-        "disk_damaged_segments",
-        "Segments kept as they are because of damage",
-        disk.damaged_segments,
-    );
-    counter(registry, "disk_logged_bytes", "Bytes written to the log by this process", disk.logged_bytes);
-    counter(registry, "disk_rewritten_bytes", "Bytes that compaction wrote", disk.rewritten_bytes);
-    counter(registry, "disk_compacted_bytes", "Bytes that compaction gave back", disk.compacted_bytes);
-    gauge(registry, "disk_pinned_deleted_bytes", "Deleted segments still being read", disk.pinned_deleted);
+    disk::metrics(registry, node);
 }

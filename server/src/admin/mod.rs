@@ -7,6 +7,8 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /api/v1/cluster` | node, leader, term, log positions |
 //! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
+//! | `GET /api/v1/disk` | this node's disk: what is used, damage that was found and repaired, how far looking for it is |
+//! | `POST /api/v1/scrub` | everything on this node's disk is looked through for damage now |
 //! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
@@ -24,6 +26,7 @@
 
 mod api;
 mod backup;
+mod disk;
 mod members;
 mod memory;
 mod metrics;
@@ -104,6 +107,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/api/v1/cluster", get(api::cluster))
         .route("/api/v1/memory", get(memory::memory))
+        .route("/api/v1/disk", get(disk::disk))
+        .route("/api/v1/scrub", post(disk::scrub))
         .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))

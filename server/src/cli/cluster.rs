@@ -195,6 +195,9 @@ fn note(cluster: &Cluster, node: &Member) -> String {
         Some(_) if node.report.leaving == node.report.id => "draining".to_owned(),
         Some(_) if !node.report.ready => "not ready".to_owned(),
         Some(_) if node.report.no_space => "disk full: refuses puts".to_owned(),
+        Some(_) if node.report.damaged_segments > 0 => {
+            format!("damage on its disk: {} segments to be repaired", node.report.damaged_segments)
+        }
         Some(_) if node.report.stance.state == State::Closed => "no memory: puts are refused".to_owned(),
         Some(_) if node.report.stance.state == State::Shedding => "little memory: puts are slowed".to_owned(),
         Some(_) if node.report.id == cluster.node_id => "asked".to_owned(),

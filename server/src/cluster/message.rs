@@ -11,7 +11,8 @@
 //!   6 Told
 //!   7 Barrier  number u64, all u8, tube*
 //!   8 Renew    sent u64, wall u64, its report         4 Reports  all nodes' reports
-//!                                                      5 Word     state u8, gap u32: what puts meet
+//!   9 Lost     job u64, index u64, offset u32,         5 Word     state u8, gap u32: what puts meet
+//!              length u32
 //! tube: length u8, bytes      elsewhere: using u32, watching u32, waiting u32, tube
 //! ```
 //!
@@ -19,7 +20,7 @@
 
 use std::sync::Arc;
 
-use beanpole_raft::Payload;
+use beanpole_raft::{BodyAddr, Payload};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::admission::Stance;
@@ -36,6 +37,7 @@ mod tag {
     pub const TOLD: u8 = 6;
     pub const BARRIER: u8 = 7;
     pub const RENEW: u8 = 8;
+    pub const LOST: u8 = 9;
 
     pub const REACHED: u8 = 1;
     pub const RENEWED: u8 = 2;
@@ -110,6 +112,13 @@ impl Up {
                 put_tube(&mut out, &tube);
             }
             Up::Tell(ToLeader::Told) => out.put_u8(tag::TOLD),
+            Up::Tell(ToLeader::Lost { job, body }) => {
+                out.put_u8(tag::LOST);
+                out.put_u64_le(job);
+                out.put_u64_le(body.index);
+                out.put_u32_le(body.offset);
+                out.put_u32_le(body.len);
+            }
             Up::Barrier(Barrier { number, about }) => {
                 out.put_u8(tag::BARRIER);
                 out.put_u64_le(number);
@@ -150,6 +159,11 @@ impl Up {
                 Up::Tell(ToLeader::Refers { tube: tube_of(&mut rest)?, clients })
             }
             tag::TOLD => Up::Tell(ToLeader::Told),
+            tag::LOST => {
+                let (job, index) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
+                let body = BodyAddr { index, offset: u32_of(&mut rest)?, len: u32_of(&mut rest)? };
+                Up::Tell(ToLeader::Lost { job, body })
+            }
             tag::BARRIER => Up::Barrier(barrier_of(&mut rest)?),
             tag::RENEW => {
                 let (sent, wall) = (u64_of(&mut rest)?, u64_of(&mut rest)?);
@@ -306,6 +320,7 @@ mod tests {
             Up::Tell(ToLeader::Unwant { session, number: 2 }),
             Up::Tell(ToLeader::Refers { tube: "t".into(), clients: Clients { using: 1, watching: 2 } }),
             Up::Tell(ToLeader::Told),
+            Up::Tell(ToLeader::Lost { job: 7, body: BodyAddr { index: 8, offset: 9, len: 10 } }),
             Up::Barrier(Barrier { number: 1, about: About::AllTubes }),
             Up::Barrier(Barrier { number: 2, about: About::Tubes(vec!["t".into(), "u".into()]) }),
         ];

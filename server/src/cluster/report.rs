@@ -46,6 +46,8 @@ pub struct Report {
     pub disk_bytes: u64,
     /// Bytes of bodies that jobs refer to.
     pub live_bytes: u64,
+    /// Segments on its disk in which something does not check out, and that are not repaired yet.
+    pub damaged_segments: u64,
     /// It refuses puts because its disk is full, or nearly so.
     pub no_space: bool,
     /// Anonymous memory of its process, in bytes.
@@ -235,6 +237,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         waiting: roles.waiting,
         disk_bytes: disk.log_bytes,
         live_bytes: disk.live_bytes,
+        damaged_segments: disk.damaged_segments,
         memory_bytes,
         no_space: disk.space != Space::Open,
         memory_budget: memory.reading.budget,

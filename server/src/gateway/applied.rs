@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::session::{Blocked, ConnId, Session, Slot};
 use super::{BodySource, ColdRead, Gateway};
+use crate::leader::ToLeader;
 use crate::queue::{Effects, Handout, Outcome, SessionId};
 
 /// A stored body starts with the CRC32 of its bytes; see [`crate::queue`].
@@ -14,11 +15,14 @@ const CRC_BYTES: usize = 4;
 /// ... and ends with CRLF, so that it can be sent as it lies.
 const CRLF_BYTES: usize = 2;
 
+/// For how many seconds a job whose body cannot be had is held back before it is tried again.
+const GIVEN_BACK_S: u32 = 10;
+
 /// A reply that carries a body.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Delivery {
     /// `RESERVED id len`, for a waiting reserve.
-    Handout { id: u64, want: u64 },
+    Handout { id: u64, want: u64, times_out_us: Option<u64> },
     /// `RESERVED id len`, for a `reserve-job` in its turn.
     ReserveJob { id: u64 },
     /// `FOUND id len`
@@ -56,6 +60,9 @@ impl Gateway {
         // Only now: what was handed out or found above may be deleted by a later command of the same entry.
         for addr in &effects.released {
             self.bodies.release(*addr);
+        }
+        for (job, tube) in &effects.lost {
+            tracing::error!(job, %tube, "no voter has the body of this job: it is buried");
         }
         self.note_applied(effects);
         if self.epoch.is_some() && self.engine.live_epoch(self.node) != self.epoch {
@@ -192,8 +199,9 @@ impl Gateway {
             if !self.may_hand_out() {
                 return self.close(conn);
             }
+            let times_out_us = self.want_times_out(conn);
             self.end_want(conn);
-            let delivery = Delivery::Handout { id: handout.id, want: handout.want };
+            let delivery = Delivery::Handout { id: handout.id, want: handout.want, times_out_us };
             self.deliver(conn, delivery, handout.id, handout.body);
         } else if self.sessions.get(conn).is_some() {
             let (want, id) = (handout.want, handout.id);
@@ -228,64 +236,71 @@ impl Gateway {
                     place(session, delivery, Slot::Done(aside.freeze()));
                 }
             }
-            Ok(false) => {
+            // What does not check out is read again where that may take its time, or brought from elsewhere.
+            Ok(false) | Err(_) => {
                 let token = self.next_token;
                 self.next_token += 1;
-                place(
-                    session,
-                    delivery,
-                    Slot::Cold { token, header: header.freeze(), want: want_of(delivery) },
-                );
+                let (want, times_out_us) = want_of(delivery);
+                place(session, delivery, Slot::Cold { token, header: header.freeze(), want, times_out_us });
                 self.cold.push(ColdRead { conn, token, job, addr });
-            }
-            Err(e) => {
-                let mut reply = BytesMut::new();
-                Reply::InternalError.encode(&mut reply);
-                place(session, delivery, Slot::Done(reply.freeze()));
-                session.release_done();
-                self.body_damaged(conn, job, matches!(delivery, Delivery::Found { .. }), &e);
             }
         }
         self.answered(conn);
         self.touch_session(conn, true);
     }
 
-    /// The body of a cold delivery was read, or could not be.
+    /// The body of a cold delivery was read, or can be had from nowhere now.
     pub fn cold_done(&mut self, read: &ColdRead, result: Result<Bytes, BodyError>) {
-        let result = result.and_then(|stored| verified(stored, read.addr));
-        let Some(session) = self.sessions.get_mut(read.conn) else { return };
-        let found = session.is_cold_found(read.token);
-        match &result {
-            Ok(body) => session.fill_cold(read.token, |header| [&header[..], body].concat().into()),
-            Err(_) => session.fill_cold(read.token, |_| {
-                let mut reply = BytesMut::new();
-                Reply::InternalError.encode(&mut reply);
-                reply.freeze()
-            }),
-        }
-        if let Err(e) = result {
-            self.body_damaged(read.conn, read.job, found, &e);
+        match result.and_then(|stored| verified(stored, read.addr)) {
+            Ok(body) => {
+                let Some(session) = self.sessions.get_mut(read.conn) else { return };
+                session.fill_cold(read.token, |header| [&header[..], &body].concat().into());
+            }
+            Err(error) => self.body_missing(read, &error),
         }
         self.answered(read.conn);
         self.touch_session(read.conn, true);
     }
 
-    /// A body cannot be read: its job must neither be served nor fail one worker after the other.
-    fn body_damaged(&mut self, conn: ConnId, job: u64, only_peeked: bool, error: &BodyError) {
-        let Some(view) = self.engine.job(job) else { return };
-        tracing::error!(job, tube = view.tube, %error, "the body of a job is damaged; it is not served");
+    /// A body cannot be had. The job must neither be served without it nor fail one worker after the other: it is given back
+    /// for a while, and the reserve that met it goes on to other jobs.
+    fn body_missing(&mut self, read: &ColdRead, error: &BodyError) {
+        let ColdRead { conn, token, job, addr } = *read;
+        let Some(view) = self.engine.job(job) else {
+            // Deleted meanwhile, after a look at it.
+            return self.answer_internal_error(conn, token);
+        };
+        tracing::error!(job, tube = view.tube, %error, "the body of a job cannot be had; it is not served");
         let pri = view.pri;
+        if matches!(error, BodyError::Lost(_)) {
+            self.tell(ToLeader::Lost { job, body: addr });
+        }
+        self.clocks.advance();
+        let now = self.clocks.monotonic();
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        let only_peeked = session.is_cold_found(token);
+        if !session.reserve_again(token, now) {
+            self.answer_internal_error(conn, token);
+        }
         if !only_peeked && let Some(session) = self.sessions.get_mut(conn) {
             session.slots.push_back(Slot::Logged { body: 0, silent: true });
-            self.open_batch().builder.bury(conn.0, job, pri);
+            self.open_batch().builder.release(conn.0, job, pri, GIVEN_BACK_S);
         }
+    }
+
+    fn answer_internal_error(&mut self, conn: ConnId, token: u64) {
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        let mut reply = BytesMut::new();
+        Reply::InternalError.encode(&mut reply);
+        session.fill_cold(token, |_| reply.freeze());
     }
 }
 
-fn want_of(delivery: Delivery) -> Option<u64> {
+/// The want that it answers, and when that times out.
+fn want_of(delivery: Delivery) -> (Option<u64>, Option<u64>) {
     match delivery {
-        Delivery::Handout { want, .. } => Some(want),
-        Delivery::ReserveJob { .. } | Delivery::Found { .. } => None,
+        Delivery::Handout { want, times_out_us, .. } => (Some(want), times_out_us),
+        Delivery::ReserveJob { .. } | Delivery::Found { .. } => (None, None),
     }
 }
 
@@ -333,7 +348,10 @@ fn append_body(
 }
 
 /// Whether a stored body (CRC, bytes, CRLF) is what was put.
-fn is_intact(stored: &[u8]) -> bool {
+pub fn is_intact(stored: &[u8]) -> bool {
+    if stored.len() < CRC_BYTES + CRLF_BYTES {
+        return false;
+    }
     let (crc, rest) = stored.split_at(CRC_BYTES);
     let body = &rest[..rest.len() - CRLF_BYTES];
     crc == crc32fast::hash(body).to_le_bytes() && rest.ends_with(b"\r\n")

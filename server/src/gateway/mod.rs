@@ -49,6 +49,7 @@ use bytes::BytesMut;
 use crate::clock::Clocks;
 use crate::leader::ToLeader;
 use crate::queue::{self, BatchBuilder, Engine, SessionId};
+pub use applied::is_intact;
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;

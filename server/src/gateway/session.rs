@@ -140,6 +140,8 @@ pub enum Slot {
         header: Bytes,
         /// The want it answers, if it is a reserve.
         want: Option<u64>,
+        /// When that reserve times out, in monotonic microseconds; none waits for ever.
+        times_out_us: Option<u64>,
     },
 }
 
@@ -289,6 +291,24 @@ impl Session {
             }
         }
         self.release_done();
+    }
+
+    /// The body for a reserve's answer cannot be had: the reserve goes on, as far as its time is not over, unless answers of
+    /// later commands wait behind it. Answers whether it does.
+    pub fn reserve_again(&mut self, token: u64, now_us: u64) -> bool {
+        let left_s = match self.slots.back() {
+            Some(Slot::Cold { token: t, want: Some(_), times_out_us, .. }) if *t == token => {
+                times_out_us.map(|at| at.saturating_sub(now_us) / 1_000_000)
+            }
+            Some(Slot::Cold { .. } | Slot::Logged { .. } | Slot::Done(_)) | None => return false,
+        };
+        if self.blocked != Blocked::No {
+            return false;
+        }
+        self.slots.pop_back();
+        let timeout = left_s.map(|left| u32::try_from(left).unwrap_or(u32::MAX));
+        self.blocked = Blocked::Held(Held::Reserve { timeout });
+        true
     }
 
     /// Whether a cold slot answers a `peek`, and not a reserve.

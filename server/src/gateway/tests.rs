@@ -502,19 +502,82 @@ fn cold_bodies_keep_their_place_in_the_order_of_replies() {
     assert_eq!(b.received(0), "RESERVED 2 1\r\nb\r\nUSING x\r\nRESERVED 1 1\r\na\r\nDELETED\r\n");
 }
 
-#[test]
-fn a_damaged_body_is_never_served() {
-    let mut b = Bench::new(1);
-    b.ask(0, "put 0 0 9 4\r\ngood\r\n");
-    let whole = b.entries.log.lock().0[1].to_bytes();
-    let mut bytes = whole.to_vec();
+/// Changes a bit of the body `good` in the log's first entry that has it.
+fn damage(b: &Bench) {
+    let mut log = b.entries.log.lock();
+    let payload = log.0.iter_mut().find(|entry| entry.to_bytes().windows(4).any(|w| w == b"good")).unwrap();
+    let mut bytes = payload.to_bytes().to_vec();
     let at = bytes.windows(4).position(|w| w == b"good").unwrap();
     bytes[at] ^= 1;
-    b.entries.log.lock().0[1] = Payload::from(bytes);
-    b.received(0);
-    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "INTERNAL_ERROR\r\n");
+    *payload = Payload::from(bytes);
+}
+
+/// No node that answers has the body that is being read.
+fn not_to_be_had(b: &mut Bench, error: fn(BodyAddr) -> BodyError) {
+    let cold = b.gateway.take_cold();
+    assert_eq!(cold.len(), 1);
+    b.gateway.cold_done(&cold[0], Err(error(cold[0].addr)));
+    b.settle();
+}
+
+fn unavailable(addr: BodyAddr) -> BodyError {
+    BodyError::Unavailable { addr, missing: "nobody answers".into() }
+}
+
+#[test]
+fn a_reserve_that_meets_a_damaged_body_goes_on_to_other_jobs() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 4\r\ngood\r\nput 1 0 9 1\r\nx\r\n");
+    damage(&b);
+    assert_eq!(b.ask(0, "reserve-with-timeout 5\r\n"), "", "another node may have it");
+    not_to_be_had(&mut b, unavailable);
+    assert_eq!(b.received(0), "RESERVED 2 1\r\nx\r\n");
+    assert!(b.ask(0, "stats-job 1\r\n").contains("\nstate: delayed\n"), "it is tried again later");
+    assert!(!b.leader.as_ref().unwrap().has_doubts());
+    assert_eq!(b.ask(0, "reserve-with-timeout 5\r\n"), "");
+    b.pass(6 * S);
+    assert_eq!(b.received(0), "TIMED_OUT\r\n");
+    b.pass(5 * S);
+    assert_eq!(b.ask(0, "peek 1\r\n"), "");
+    not_to_be_had(&mut b, unavailable);
+    assert_eq!(b.received(0), "INTERNAL_ERROR\r\n");
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\nuse x\r\n"), "");
+    not_to_be_had(&mut b, unavailable);
+    assert_eq!(b.received(0), "INTERNAL_ERROR\r\nUSING x\r\n", "later answers wait behind it");
+}
+
+#[test]
+fn a_body_from_another_node_is_served_in_the_place_of_a_damaged_one() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 4\r\ngood\r\n");
+    damage(&b);
+    assert_eq!(b.ask(0, "reserve\r\n"), "");
+    let read = b.gateway.take_cold().pop().unwrap();
+    let stored = [&crc32fast::hash(b"good").to_le_bytes()[..], b"good\r\n"].concat();
+    b.gateway.cold_done(&read, Ok(stored.into()));
+    b.settle();
+    assert_eq!(b.received(0), "RESERVED 1 4\r\ngood\r\n");
+}
+
+#[test]
+fn a_job_whose_body_nobody_has_is_buried_when_the_leader_has_asked_too() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 9 4\r\ngood\r\n");
+    damage(&b);
+    assert_eq!(b.ask(0, "reserve-with-timeout 0\r\n"), "");
+    not_to_be_had(&mut b, BodyError::Lost);
+    assert_eq!(b.received(0), "TIMED_OUT\r\n");
+    let stats = b.ask(0, "stats-job 1\r\n");
+    assert!(stats.contains("\nstate: delayed\n"), "not before the leader has asked: {stats}");
+    let doubts = b.leader.as_mut().unwrap().take_doubts();
+    assert_eq!(doubts.len(), 1);
+    let (job, body) = doubts[0];
+    b.leader.as_mut().unwrap().body_lost(&mut b.gateway.ground(), job, body);
+    b.settle();
     assert!(b.ask(0, "stats-job 1\r\n").contains("\nstate: buried\n"));
-    assert_eq!(b.ask(0, "peek 1\r\n"), "INTERNAL_ERROR\r\n");
+    assert_eq!(b.ask(0, "peek 1\r\n"), "");
+    not_to_be_had(&mut b, BodyError::Lost);
+    assert_eq!(b.received(0), "INTERNAL_ERROR\r\n");
     assert_eq!(b.ask(0, "put 0 0 9 1\r\nx\r\n"), "INSERTED 2\r\n");
 }
 

@@ -214,6 +214,11 @@ impl Gateway {
         }
     }
 
+    /// When the session's outstanding want times out, in monotonic microseconds, if it ever does.
+    pub(super) fn want_times_out(&self, conn: ConnId) -> Option<u64> {
+        self.want(conn).and_then(|(_, want)| want.times_out_us)
+    }
+
     /// Whether the session's outstanding want is this one.
     pub(super) fn is_outstanding(&self, conn: ConnId, number: u64) -> bool {
         self.want(conn).is_some_and(|(_, want)| want.number == number)

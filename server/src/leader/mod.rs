@@ -17,7 +17,7 @@ mod wants;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use beanpole_raft::Payload;
+use beanpole_raft::{BodyAddr, Payload};
 
 use crate::clock::Clocks;
 use crate::queue::{BatchBuilder, Effects, Engine, Gateway, Item, SessionId, outline};
@@ -35,6 +35,8 @@ const ENTRY_BYTES_MAX: usize = 2 << 20;
 pub const GATEWAY_SILENCE_MAX_US: u64 = 5_000_000;
 /// While jobs are reserved the lease clock is advanced at least this often, in microseconds: half of what one step may add.
 const LEASE_TICK_US: u64 = crate::clock::LEASE_STEP_MAX_US / 2;
+/// Bodies that wait to be looked for, at most; what is beyond is told again when it is met again.
+const DOUBTS_MAX: usize = 64;
 /// Tubes ended in one entry, at most.
 const TUBES_GONE_MAX: usize = 1000;
 
@@ -81,6 +83,13 @@ pub enum ToLeader {
     },
     /// All tubes in use were told.
     Told,
+    /// All voters have answered the gateway's node that they have not got a job's body.
+    Lost {
+        /// The job.
+        job: u64,
+        /// Its body.
+        body: BodyAddr,
+    },
 }
 
 /// What a gateway asks of other nodes' clients, together with how far the log is committed.
@@ -136,6 +145,8 @@ pub struct Leader {
     heard: BTreeMap<u32, u64>,
     /// When this leader took office, in monotonic microseconds.
     since: u64,
+    /// Jobs whose bodies another node could find on no voter.
+    doubts: Vec<(u64, BodyAddr)>,
 }
 
 impl Leader {
@@ -154,6 +165,7 @@ impl Leader {
             last_stream: 0,
             heard: BTreeMap::new(),
             since: ground.clocks.monotonic(),
+            doubts: Vec::new(),
         }
     }
 
@@ -176,6 +188,12 @@ impl Leader {
                 let free = self.refs.set(node, &tube, clients);
                 if free {
                     self.end_if_empty(ground, &tube);
+                }
+            }
+            ToLeader::Lost { job, body } => {
+                let doubt = (job, body);
+                if self.doubts.len() < DOUBTS_MAX && !self.doubts.contains(&doubt) {
+                    self.doubts.push(doubt);
                 }
             }
             ToLeader::Told => {
@@ -473,6 +491,26 @@ impl Leader {
             open.builder.gateway_gone(gateway);
             open.may_ready = true;
         }
+    }
+
+    // ---- bodies that nobody has ----
+
+    /// Whether bodies are to be looked for before their jobs are given up.
+    pub fn has_doubts(&self) -> bool {
+        !self.doubts.is_empty()
+    }
+
+    /// Takes out jobs whose bodies another node could find on no voter: the leader's node asks all of them itself.
+    pub fn take_doubts(&mut self) -> Vec<(u64, BodyAddr)> {
+        std::mem::take(&mut self.doubts)
+    }
+
+    /// Every voter has answered this node that it has not got the body: the job is buried.
+    pub fn body_lost(&mut self, ground: &mut Ground<'_>, job: u64, body: BodyAddr) {
+        let node = self.node;
+        let open = self.open(ground);
+        open.builder.section(Gateway { node, epoch: 0 }, 0);
+        open.builder.body_lost(job, body);
     }
 
     // ---- tubes that nobody needs ----

@@ -32,13 +32,14 @@
 //!   16 Noop          conn u64
 //!   17 Mark          nonce u64
 //!   18 Leave         node u32, on u8
+//!   19 BodyLost      id u64, index u64, offset u32
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
 //! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
-//! 17 and 18 only.
+//! 17, 18 and 19 only. A lost body is named by its address: entry and place in it.
 
-use beanpole_raft::Payload;
+use beanpole_raft::{BodyAddr, Payload};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::decode::{Batch, DecodeError};
@@ -72,6 +73,7 @@ pub(super) mod tag {
     pub const NOOP: u8 = 16;
     pub const MARK: u8 = 17;
     pub const LEAVE: u8 = 18;
+    pub const BODY_LOST: u8 = 19;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -275,6 +277,14 @@ impl BatchBuilder {
         self.command(tag::LEAVE);
         self.head.put_u32_le(node);
         self.head.put_u8(u8::from(on));
+    }
+
+    /// Buries a job whose body no voter has, unless somebody holds it or it has another body by then.
+    pub fn body_lost(&mut self, id: u64, body: BodyAddr) {
+        self.command(tag::BODY_LOST);
+        self.head.put_u64_le(id);
+        self.head.put_u64_le(body.index);
+        self.head.put_u32_le(body.offset);
     }
 
     /// Keeps the place of a command that was taken back.

@@ -86,6 +86,25 @@ impl Engine {
         Outcome::Buried
     }
 
+    /// No voter has the job's body: nobody is to meet it again before an operator has looked. Whoever holds the job got the
+    /// body from somewhere, and may go on with it.
+    pub(super) fn body_lost(&mut self, run: &mut Run<'_>, id: u64, body: (u64, u32)) {
+        let Some(slot) = self.settle(run, id) else { return };
+        let BodyAddr { index, offset, .. } = self.jobs.record(slot).body;
+        if (index, offset) != body {
+            return;
+        }
+        match self.jobs.state(slot) {
+            JobState::Buried | JobState::Reserved => return,
+            JobState::Ready | JobState::Delayed => {}
+        }
+        self.take_out(id, slot);
+        self.jobs.count(slot, |counts| counts.buries = counts.buries.saturating_add(1));
+        self.place_buried(id, slot);
+        let tube = self.tubes.get(self.jobs.tube(slot)).name.clone();
+        run.effects.lost.push((id, tube));
+    }
+
     pub(super) fn touch(&mut self, run: &mut Run<'_>, session: SessionId, id: u64) -> Outcome {
         let Some(slot) = self.settle_held(run, session, id) else { return Outcome::NotFound };
         self.save_job(id, slot);

@@ -52,6 +52,7 @@ pub(super) enum NodeCommand<'a> {
     SetDraining { on: bool },
     Mark { nonce: u64 },
     Leave { node: u32, on: bool },
+    BodyLost { id: u64, index: u64, offset: u32 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -174,6 +175,9 @@ impl<'a> Reader<'a> {
             tag::TUBE_GONE => NodeCommand::TubeGone { tube: self.tube()? },
             tag::SET_DRAINING => NodeCommand::SetDraining { on: self.u8()? != 0 },
             tag::MARK => NodeCommand::Mark { nonce: self.u64()? },
+            tag::BODY_LOST => {
+                NodeCommand::BodyLost { id: self.u64()?, index: self.u64()?, offset: self.u32()? }
+            }
             tag::LEAVE => NodeCommand::Leave { node: self.u32()?, on: self.u8()? != 0 },
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))

@@ -214,6 +214,7 @@ impl Engine {
             NodeCommand::SetDraining { on } => self.draining = on,
             NodeCommand::Mark { nonce } => self.marking = Some(nonce),
             NodeCommand::Leave { node, on } => self.leave(node, on),
+            NodeCommand::BodyLost { id, index, offset } => self.body_lost(run, id, (index, offset)),
         }
     }
 

@@ -49,7 +49,8 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                     NodeCommand::TubeGone { .. }
                     | NodeCommand::SetDraining { .. }
                     | NodeCommand::Mark { .. }
-                    | NodeCommand::Leave { .. },
+                    | NodeCommand::Leave { .. }
+                    | NodeCommand::BodyLost { .. },
                 ) => {}
             }
         }

@@ -298,6 +298,8 @@ pub struct Effects {
     pub sequences: Vec<(Gateway, u64)>,
     /// Sections that had no effect.
     pub refused: Vec<Refused>,
+    /// Jobs that were buried because no voter has their bodies, and their tubes.
+    pub lost: Vec<(u64, Arc<str>)>,
 }
 
 impl Effects {
@@ -313,5 +315,6 @@ impl Effects {
         self.gateways_up.clear();
         self.sequences.clear();
         self.refused.clear();
+        self.lost.clear();
     }
 }

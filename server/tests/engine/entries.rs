@@ -24,6 +24,7 @@ pub enum Cmd {
     TubeGone { tube: String },
     Draining { on: bool },
     Noop { conn: u64 },
+    Lost { id: u64, body: BodyAddr },
 }
 
 /// A gateway's section.
@@ -112,5 +113,6 @@ fn append(batch: &mut BatchBuilder, command: &Cmd) {
         Cmd::TubeGone { tube } => batch.tube_gone(tube.as_bytes()),
         Cmd::Draining { on } => batch.set_draining(*on),
         Cmd::Noop { conn } => batch.noop(*conn),
+        Cmd::Lost { id, body } => batch.body_lost(*id, *body),
     }
 }

@@ -291,6 +291,7 @@ impl Model {
             Cmd::Gone { gateway } => return self.gone(now, *gateway),
             Cmd::TubeGone { tube } => return self.tube_gone(now, tube),
             Cmd::Draining { on } => return self.draining = *on,
+            Cmd::Lost { id, body } => return self.body_lost(now, *id, *body),
             Cmd::Closed { conn, undelivered } => return self.closed(now, who(*conn), undelivered),
             Cmd::Unreserve { conn, want, id } => return self.unreserve(now, who(*conn), *want, *id),
             Cmd::Put { conn, tube, pri, delay, ttr, .. } => {
@@ -465,6 +466,20 @@ impl Model {
         job.buries += 1;
         job.at = At::Buried { seq };
         Outcome::Buried
+    }
+
+    fn body_lost(&mut self, now: &mut Now, id: u64, body: BodyAddr) {
+        let Some(job) = self.settle(now, id) else { return };
+        let waits = matches!(job.at, At::Ready | At::Delayed { .. });
+        if !waits || (job.body.index, job.body.offset) != (body.index, body.offset) {
+            return;
+        }
+        self.seq += 1;
+        let seq = self.seq;
+        let job = self.job_mut(id);
+        job.buries += 1;
+        job.at = At::Buried { seq };
+        now.effects.lost.push((id, job.tube.as_str().into()));
     }
 
     fn touch(&mut self, now: &mut Now, who: SessionId, id: u64) -> Outcome {

@@ -3,6 +3,7 @@
 //! the restored engine must go on exactly as the first.
 
 use beanpole::queue::{Effects, Engine, Gateway, SessionId};
+use beanpole_raft::BodyAddr;
 use proptest::prelude::*;
 
 use crate::entries::{Cmd, Entry, Offered, Sect};
@@ -140,6 +141,11 @@ impl History {
             54..=56 => Cmd::Unreserve { conn: holder, want, id: held },
             57..=59 => Cmd::TubeGone { tube },
             60 => Cmd::Draining { on: small == 4 },
+            61..=62 if small > 2 => {
+                let body =
+                    self.engine.job(id).map_or(BodyAddr { index: 1, offset: 2, len: 3 }, |job| job.body);
+                Cmd::Lost { id, body: BodyAddr { offset: body.offset + u32::from(other == 0), ..body } }
+            }
             61 if small == 0 => Cmd::Up { nonce: self.index },
             61 if small == 1 => Cmd::Gone { gateway },
             _ => Cmd::Noop { conn },
@@ -165,7 +171,10 @@ impl History {
 }
 
 fn is_nodes_own(command: &Cmd) -> bool {
-    matches!(command, Cmd::Up { .. } | Cmd::Gone { .. } | Cmd::TubeGone { .. } | Cmd::Draining { .. })
+    matches!(
+        command,
+        Cmd::Up { .. } | Cmd::Gone { .. } | Cmd::TubeGone { .. } | Cmd::Draining { .. } | Cmd::Lost { .. }
+    )
 }
 
 proptest! {

@@ -10,6 +10,7 @@
 //! > closed w [WANT...] | unreserve w WANT ID
 //! > offer w WANT TUBE...               w's want may be served by this entry
 //! > up NODE NONCE | gone NODE EPOCH | tube-gone TUBE | draining on|off
+//! > lost ID [other]                  no voter has the job's body, or another one that it does not have
 //! > section NODE EPOCH SEQUENCE        commands below are in a section of their own
 //! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s
 //! > ? restart                          the state goes through its image
@@ -23,6 +24,7 @@ use std::fs;
 use std::path::Path;
 
 use beanpole::queue::{Effects, Engine, Gateway, JobState, Outcome, RefusedWhy, SessionId};
+use beanpole_raft::BodyAddr;
 
 use crate::entries::{Cmd, Entry, Offered, Sect};
 use crate::snapshots::{image, restore};
@@ -184,6 +186,13 @@ impl Teller {
                 return (0, Cmd::Gone { gateway });
             }
             ["tube-gone", tube] => return (0, Cmd::TubeGone { tube: tube.to_string() }),
+            ["lost", id, other @ ..] => {
+                let id = number(id);
+                let body =
+                    self.engine.job(id).map_or(BodyAddr { index: 0, offset: 0, len: 0 }, |job| job.body);
+                let index = body.index + other.len() as u64;
+                return (0, Cmd::Lost { id, body: BodyAddr { index, ..body } });
+            }
             ["draining", on] => return (0, Cmd::Draining { on: *on == "on" }),
             _ => {}
         }
@@ -233,6 +242,9 @@ impl Teller {
         let mut told = String::new();
         for up in &effects.gateways_up {
             writeln!(told, "node {} is up, epoch {}", up.node, up.epoch).unwrap();
+        }
+        for (id, tube) in &effects.lost {
+            writeln!(told, "job {id} of {tube} is lost").unwrap();
         }
         for refused in &effects.refused {
             let why = match refused.why {

@@ -107,6 +107,8 @@ impl SimClient {
         history.counts.answered += 1;
         match reply.word() {
             "OUT_OF_MEMORY" | "DRAINING" => Ok(None),
+            // What is damaged here, and cannot be had from elsewhere just now.
+            "INTERNAL_ERROR" if self.world.plan.rots.is_some() => Ok(None),
             "INTERNAL_ERROR" | "BAD_FORMAT" | "UNKNOWN_COMMAND" | "EXPECTED_CRLF" | "JOB_TOO_BIG" => {
                 history.violate(format!("connection {conn} was told {}", reply.line));
                 Ok(None)

@@ -1,19 +1,24 @@
 //! What goes wrong: drawn from the seed, one thing after the other, and mended after a while.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use beanpole_raft::Disk;
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::plan::stream;
-use super::world::{Death, World, address};
+use super::world::{DIR, Death, World, address};
 
 /// An hour, by which clocks jump, in microseconds.
 const HOUR_US: i64 = 3_600_000_000;
+
+/// Bits change behind the start of a file, which a start needs.
+const ROT_FROM: u64 = 256;
 
 /// Something that was left for later.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +146,9 @@ impl Trouble {
     /// One fault.
     async fn one(&mut self) {
         self.faults += 1;
+        if self.world.plan.rots.is_some() && self.rng.random_bool(0.4) {
+            self.rot();
+        }
         let id = self.rng.random_range(1..=self.world.plan.nodes);
         match self.rng.random_range(0..100) {
             0..16 => self.crash(id),
@@ -271,6 +279,30 @@ impl Trouble {
     async fn stop(&mut self, id: u64) {
         if self.world.stop(id).await {
             self.later(Duration::from_secs(3), Later::Start(id));
+        }
+    }
+
+    /// A bit changes in a file of bodies. Not at its ends, and not in the log: a start would be refused for that, as it should.
+    fn rot(&mut self) {
+        let Some(id) = self.world.plan.rots else { return };
+        let disk = self.world.disk(id);
+        let mut names = disk.list(Path::new(DIR)).unwrap_or_default();
+        names.retain(|name| name.ends_with(".body"));
+        names.sort();
+        if names.is_empty() {
+            return;
+        }
+        let path = Path::new(DIR).join(&names[self.rng.random_range(0..names.len())]);
+        let len = disk.read(&path).map_or(0, |bytes| bytes.len() as u64);
+        if len < 2 * ROT_FROM {
+            return;
+        }
+        let at = self.rng.random_range(ROT_FROM.max(len / 8)..=len / 2);
+        self.note(format_args!("a bit at {at} of {} of node {id} changes", path.display()));
+        disk.flip(&path, at);
+        // Much is in memory still, so that few reads would meet it.
+        if let Some(node) = self.world.node(id) {
+            node.node().scrub();
         }
     }
 

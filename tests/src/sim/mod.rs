@@ -103,6 +103,13 @@ async fn finish(world: &Arc<World>, trouble: &mut Trouble) {
         () = empty(world) => {}
         () = trouble.look_after(deadline + Duration::from_secs(1)) => {}
     }
+    for (id, node) in world.running() {
+        let bodies = node.node().bodies();
+        let (damage, left) = (bodies.damage(), bodies.disk_usage().damaged_segments);
+        world
+            .trace
+            .note(format_args!("node {id} since its start: {damage:?}, {left} damaged segments are left"));
+    }
 }
 
 async fn empty(world: &Arc<World>) {

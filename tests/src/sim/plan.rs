@@ -40,6 +40,8 @@ pub struct Plan {
     pub odd_clock: u64,
     /// Whether clients kick: then nobody can say when a delayed job may be handed out.
     pub kicks: bool,
+    /// The one node, if any, on whose disk bits change.
+    pub rots: Option<u64>,
 }
 
 impl Plan {
@@ -66,6 +68,7 @@ impl Plan {
             network_seed: rng.random(),
             odd_clock: rng.random_range(1..=nodes),
             kicks: rng.random(),
+            rots: rng.random_bool(0.4).then(|| rng.random_range(1..=nodes)),
         }
     }
 }

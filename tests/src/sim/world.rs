@@ -17,6 +17,8 @@ use super::history::History;
 use super::plan::Plan;
 use super::trace::Trace;
 
+/// Every node's data directory, on its own disk.
+pub const DIR: &str = "data";
 /// Where all wall clocks begin, in microseconds since the Unix epoch.
 const WALL_BEGIN_US: i64 = 1_700_000_000_000_000;
 
@@ -147,7 +149,7 @@ impl World {
 
     fn options(&self, id: u64, disk: FaultDisk) -> Options {
         let plan = &self.plan;
-        let mut options = Options::new(PathBuf::from("data"));
+        let mut options = Options::new(PathBuf::from(DIR));
         options.node_id = id;
         options.disk = Arc::new(disk);
         options.inline = true;
