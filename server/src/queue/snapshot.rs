@@ -8,7 +8,7 @@
 //!
 //! A copy is written in its turn, in the place of the record. So the image is that of the moment it was
 //! begun, whatever happened since and however the slices were cut; it costs memory only for what changed
-//! meanwhile.
+//! meanwhile, and little of it (`kept`).
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ use beanpole_raft::BodyAddr;
 
 use super::engine::Engine;
 use super::image::{ImageWriter, SavedJob, SavedTube};
+use super::kept::Kept;
 
 /// A slice ends at the first record beyond this many bytes ...
 const SLICE_BYTES: usize = 64 << 10;
@@ -35,13 +36,13 @@ pub(super) struct Saving {
     ticket: u64,
     walk: Walk,
     tubes: BTreeMap<u64, SavedTube>,
-    jobs: BTreeMap<u64, SavedJob>,
+    jobs: Kept,
 }
 
 /// What was copied before it changed, and who is told of bodies.
 struct Copies<'a> {
     tubes: &'a mut BTreeMap<u64, SavedTube>,
-    jobs: &'a mut BTreeMap<u64, SavedJob>,
+    jobs: &'a mut Kept,
     live: &'a mut dyn FnMut(BodyAddr),
 }
 
@@ -69,7 +70,7 @@ impl Engine {
     pub fn begin_snapshot(&mut self) -> SnapshotCursor {
         self.snapshots += 1;
         let ticket = self.snapshots;
-        let (tubes, jobs) = (BTreeMap::new(), BTreeMap::new());
+        let (tubes, jobs) = (BTreeMap::new(), Kept::default());
         self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs }));
         SnapshotCursor { ticket }
     }
@@ -119,15 +120,14 @@ impl Engine {
     #[must_use]
     pub fn saving_bytes(&self) -> usize {
         let Some(saving) = &self.saving else { return 0 };
-        saving.tubes.len() * size_of::<SavedTube>() * 3 / 2
-            + saving.jobs.len() * size_of::<SavedJob>() * 3 / 2
+        saving.tubes.len() * size_of::<SavedTube>() * 3 / 2 + saving.jobs.bytes()
     }
 
     /// A hash of the whole state (FNV-1a of its image): equal states have equal digests on every node.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let mut walk = self.walk();
-        let (mut tubes, mut jobs) = (BTreeMap::new(), BTreeMap::new());
+        let (mut tubes, mut jobs) = (BTreeMap::new(), Kept::default());
         let mut slice = Vec::new();
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut more = true;
@@ -207,20 +207,24 @@ impl Engine {
     fn write_jobs(
         &self,
         walk: &mut Walk,
-        saved: &mut BTreeMap<u64, SavedJob>,
+        kept: &mut Kept,
         live: &mut dyn FnMut(BodyAddr),
         out: &mut Vec<u8>,
     ) {
         let last = walk.last_job;
         let page = self.jobs.page_from(walk.next_job).into_iter().flatten();
         let mut page = page.take_while(|(id, _)| *id <= last).peekable();
-        let none_live = page.peek().is_none();
+        let head = page.peek().map(|(id, _)| *id);
+        if head.is_none() && kept.is_empty() {
+            walk.stage = Stage::Ended;
+            return;
+        }
+        let limit = kept.bring(head);
+        // Then what is kept comes before all that is not.
+        let none_live = head.is_none_or(|head| head >= limit);
         for _ in 0..STEP_RECORDS {
-            let job = match (page.peek().copied(), saved.first_entry()) {
-                (None, None) if none_live => {
-                    walk.stage = Stage::Ended;
-                    return;
-                }
+            let next = page.peek().copied().filter(|(id, _)| *id < limit);
+            let job = match (next, kept.first()) {
                 (None, Some(copy)) if none_live => copy.remove(),
                 (None, _) => return,
                 (Some((id, _)), Some(copy)) if *copy.key() <= id => {
@@ -253,8 +257,8 @@ impl Engine {
     pub(super) fn save_job(&mut self, id: u64, slot: u32) {
         let Some(mut saving) = self.saving.take() else { return };
         let wanted = (saving.walk.next_job..=saving.walk.last_job).contains(&id);
-        if wanted && saving.walk.stage != Stage::Ended && !saving.jobs.contains_key(&id) {
-            saving.jobs.insert(id, self.saved_job(id, slot));
+        if wanted && saving.walk.stage != Stage::Ended && !saving.jobs.knows(id) {
+            saving.jobs.add(&self.saved_job(id, slot));
         }
         self.saving = Some(saving);
     }
