@@ -9,9 +9,11 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 
+use crate::census::Census;
 use crate::disk::Disk;
 use crate::error::Fatal;
 use crate::log::Log;
+use crate::opening::{Opening, OpeningStep};
 use crate::payload::BodyAddr;
 use crate::prepare::Preparer;
 use crate::snapshot::{self, SnapshotFile};
@@ -58,15 +60,19 @@ impl MachineShared {
     }
 
     /// Replaces the state by that of `file` and counts the bodies that it references. May block.
-    fn load(&self, state: &mut dyn StateMachine, file: &SnapshotFile) -> io::Result<()> {
-        state.restore(file.index(), &mut file.image()?)?;
+    fn load(&self, state: &mut dyn StateMachine, file: &SnapshotFile, opening: &Opening) -> io::Result<()> {
+        opening.begin(OpeningStep::State { done: 0, of: file.size()? });
+        state.restore(file.index(), &mut opening.counting(file.image()?))?;
+        opening.begin(OpeningStep::Bodies);
         self.log.reset_live();
         let mut missing = None;
+        let mut census = Census::new(&self.log.table);
         state.for_each_live(&mut |addr| {
-            if !self.log.retain_stored(addr) {
+            if !census.count(addr) {
                 missing.get_or_insert(addr);
             }
         });
+        drop(census);
         let Some(addr) = missing else { return Ok(()) };
         let what = format!(
             "it references the body at entry {} offset {}, which is not here",
@@ -89,10 +95,10 @@ impl MachineShared {
                 None => snapshot::copy(&self.disk, &self.dir, snapshot)?,
             };
             self.replace(file.clone())?;
-            return self.load(state, &file);
+            return self.load(state, &file, &Opening::default());
         };
         self.log.table.adopt(&staged.segments());
-        self.load(state, snapshot)?;
+        self.load(state, snapshot, &Opening::default())?;
         staged.put_into_place()?;
         self.replace(snapshot.put_into_place(&self.dir)?)
     }
@@ -132,10 +138,10 @@ impl Machine {
 
     /// Replaces the state by that of the current snapshot, if there is one, and counts the bodies it
     /// references. May block.
-    pub(crate) fn restore(&mut self) -> io::Result<()> {
+    pub(crate) fn restore(&mut self, opening: &Opening) -> io::Result<()> {
         let Some(file) = self.shared.current() else { return Ok(()) };
         let shared = self.shared.clone();
-        shared.load(self.state(), &file)?;
+        shared.load(self.state(), &file, opening)?;
         self.note_term(file.meta.last_log_id);
         self.applied = file.meta.last_log_id;
         self.membership = file.meta.last_membership;
