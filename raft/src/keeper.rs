@@ -24,7 +24,7 @@ use crate::compact::Round;
 use crate::error::{Fatal, SnapshotError};
 use crate::format::Position;
 use crate::log::Log;
-use crate::machine::{Builder, Machine};
+use crate::machine::{Builder, ImageGivenUp, Machine};
 use crate::prepare::Preparer;
 use crate::segment::Segment;
 use crate::snapshot::SnapshotFile;
@@ -185,6 +185,9 @@ impl Keeper {
             }
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(SnapshotError::NoSpace(error.to_string()))
+            }
+            Err(error) if error.get_ref().is_some_and(|why| why.is::<ImageGivenUp>()) => {
+                Err(SnapshotError::GivenUp)
             }
             Err(error) => {
                 self.log.fail(&format!("writing a snapshot: {error}"), Vec::new());

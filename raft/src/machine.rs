@@ -202,7 +202,7 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Writes the snapshot and makes it the current one, unless a newer one was installed since the image was
-    /// begun: the state that it shows is gone then. Every body that the image references is passed to `live`. Answers
+    /// begun: the state that it shows is gone then. [`ImageGivenUp`] when the image was. Every body that the image references is passed to `live`. Answers
     /// whether it was written, and what is current now. Blocks.
     pub(crate) fn write(&mut self, live: &mut dyn FnMut(BodyAddr)) -> io::Result<(bool, SnapshotFile)> {
         let log = self.shared.log.clone();
@@ -213,7 +213,10 @@ impl Builder {
         let written = image.is_some();
         if let Some(image) = image {
             let mut image = image.into_inner();
-            let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out, live));
+            let next: snapshot::NextSlice<'_> = &mut |out| {
+                let more = image.next_slice(out, live);
+                if image.given_up() { Err(io::Error::other(ImageGivenUp)) } else { Ok(more) }
+            };
             let file = snapshot::write(&self.shared.disk, &self.shared.dir, &self.meta, next)?;
             self.shared.replace(file)?;
         }
@@ -222,12 +225,21 @@ impl Builder {
     }
 }
 
+/// Why nothing was written: see [`SnapshotImage::given_up`].
+#[derive(Debug, thiserror::Error)]
+#[error("the image of the state was given up")]
+pub(crate) struct ImageGivenUp;
+
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
-        let mut builder =
-            Self { meta: self.meta.clone(), image: self.image.take(), shared: self.shared.clone() };
+        let mut image = self.image.take();
+        if let Some(image) = &mut image {
+            // An error would end the node.
+            image.get_mut().insist();
+        }
+        let mut builder = Self { meta: self.meta.clone(), image, shared: self.shared.clone() };
         let (_, file) = self.shared.log.blocking(move || builder.write(&mut |_| {})).await?;
         Ok(RaftSnapshot { meta: file.meta.clone(), snapshot: file })
     }

@@ -24,6 +24,8 @@ const SORT_MIN: usize = 1 << 14;
 /// ... and else so many that they are this part of those that are in order already: the more there are, the more go
 /// into each part of an order, and the memory that it takes stays small beside theirs.
 const SORT_PART: u64 = 16;
+/// Keys that are given to an order at once.
+const KEYS_MAX: usize = 1 << 12;
 
 impl Engine {
     /// The state of an image.
@@ -171,11 +173,13 @@ impl Engine {
 
     fn insert_ready(&mut self, ready: &mut Vec<(u32, ReadyKey)>) {
         ready.sort_unstable();
-        let mut keys = Vec::new();
+        let mut keys = Vec::with_capacity(KEYS_MAX);
         for of_tube in ready.chunk_by(|(tube, _), (next, _)| tube == next) {
-            keys.extend(of_tube.iter().map(|(_, key)| *key));
-            self.tubes.reorder(of_tube[0].0, |home| home.ready.extend(&keys));
-            keys.clear();
+            for piece in of_tube.chunks(KEYS_MAX) {
+                keys.extend(piece.iter().map(|(_, key)| *key));
+                self.tubes.reorder(of_tube[0].0, |home| home.ready.extend(&keys));
+                keys.clear();
+            }
         }
         ready.clear();
     }

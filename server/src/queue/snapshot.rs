@@ -8,7 +8,8 @@
 //!
 //! A copy is written in its turn, in the place of the record. So the image is that of the moment it was
 //! begun, whatever happened since and however the slices were cut; it costs memory only for what changed
-//! meanwhile, and little of it (`kept`).
+//! meanwhile, and little of it (`kept`). When it would be much all the same, because one command changes millions of jobs,
+//! the image is given up and taken another time.
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,10 @@ use super::kept::Kept;
 const SLICE_BYTES: usize = 64 << 10;
 /// ... or after this many steps. Apply waits for one slice at most: that is below a millisecond.
 const SLICE_STEPS: usize = 128;
+/// What is kept of changed jobs may take this part of the index; an image for which more would have to be kept is given up.
+const KEPT_PART: usize = 12;
+/// ... but at least this much.
+const KEPT_MIN: usize = 8 << 20;
 /// Tubes or jobs written in one step at most.
 const STEP_RECORDS: usize = 64;
 
@@ -37,6 +42,8 @@ pub(super) struct Saving {
     walk: Walk,
     tubes: BTreeMap<u64, SavedTube>,
     jobs: Kept,
+    /// How many bytes they may take.
+    jobs_max: usize,
 }
 
 /// What was copied before it changed, and who is told of bodies.
@@ -63,20 +70,28 @@ enum Stage {
     Tubes,
     Jobs,
     Ended,
+    GivenUp,
 }
 
 impl Engine {
     /// Begins an image of the state as it is now. One at a time: beginning another gives up the one before.
+    /// When the jobs that change before their turn take more than a twelfth of the index it is given up.
     pub fn begin_snapshot(&mut self) -> SnapshotCursor {
+        let kept_max = (self.index_bytes() / KEPT_PART).max(KEPT_MIN);
+        self.begin_snapshot_within(kept_max)
+    }
+
+    /// As [`Engine::begin_snapshot`], with another bound for what is kept of changed jobs, in bytes.
+    pub fn begin_snapshot_within(&mut self, jobs_max: usize) -> SnapshotCursor {
         self.snapshots += 1;
         let ticket = self.snapshots;
         let (tubes, jobs) = (BTreeMap::new(), Kept::default());
-        self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs }));
+        self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs, jobs_max }));
         SnapshotCursor { ticket }
     }
 
     /// Appends the next slice of the image, some 64 KiB, to `out`, and passes the body of every job in it to `live`;
-    /// answers false when that was the last. Entries may be applied between slices and do not show in the image.
+    /// answers false when that was the last, or it was given up. Entries may be applied between slices and do not show in the image.
     ///
     /// # Panics
     /// When another snapshot was begun since, or the state was replaced: half an image must never pass for a
@@ -107,6 +122,19 @@ impl Engine {
         let more = self.write_some(walk, Copies { tubes, jobs, live }, out, bytes);
         self.saving = Some(saving);
         more
+    }
+
+    /// Whether the snapshot being taken was given up: what there is of it is no image.
+    #[must_use]
+    pub fn snapshot_given_up(&self) -> bool {
+        self.saving.as_ref().is_some_and(|saving| saving.walk.stage == Stage::GivenUp)
+    }
+
+    /// The snapshot being taken is not to be given up, whatever has to be kept for it.
+    pub fn insist_on_snapshot(&mut self) {
+        if let Some(saving) = &mut self.saving {
+            saving.jobs_max = usize::MAX;
+        }
     }
 
     /// Ends a snapshot, complete or not: the engine copies no more records for it.
@@ -166,14 +194,14 @@ impl Engine {
                 }
                 Stage::Tubes => self.write_tubes(walk, tubes, out),
                 Stage::Jobs => self.write_jobs(walk, jobs, live, out),
-                Stage::Ended => break,
+                Stage::Ended | Stage::GivenUp => break,
             }
         }
         walk.writer.checksum(&out[start..]);
         if walk.stage == Stage::Ended {
             walk.writer.end(out);
         }
-        walk.stage != Stage::Ended
+        walk.stage < Stage::Ended
     }
 
     /// Writes some of the next tubes, as they were if they changed since.
@@ -257,8 +285,13 @@ impl Engine {
     pub(super) fn save_job(&mut self, id: u64, slot: u32) {
         let Some(mut saving) = self.saving.take() else { return };
         let wanted = (saving.walk.next_job..=saving.walk.last_job).contains(&id);
-        if wanted && saving.walk.stage != Stage::Ended && !saving.jobs.knows(id) {
+        if wanted && saving.walk.stage < Stage::Ended && !saving.jobs.knows(id) {
             saving.jobs.add(&self.saved_job(id, slot));
+            if saving.jobs.bytes() > saving.jobs_max {
+                saving.walk.stage = Stage::GivenUp;
+                saving.jobs = Kept::default();
+                saving.tubes.clear();
+            }
         }
         self.saving = Some(saving);
     }

@@ -232,6 +232,39 @@ fn version_1_stays_as_it_is() {
     assert!(image(&mut restored, 1000) == stored);
 }
 
+/// What is kept for an image has a bound: when more changes than fits, there is no image, and nothing is kept any more. One
+/// that is insisted on is written.
+#[test]
+fn an_image_that_would_take_too_much_memory_is_given_up() {
+    for insists in [false, true] {
+        let mut driver = Driver::new();
+        driver.fill(5000);
+        let before = image(&mut driver.engine, usize::MAX);
+        let mut cursor = driver.engine.begin_snapshot_within(30_000);
+        if insists {
+            driver.engine.insist_on_snapshot();
+        }
+        let mut written = Vec::new();
+        assert!(driver.engine.snapshot_slice_of(&mut cursor, &mut written, 100, &mut |_| {}));
+        let mut most = 0;
+        for first in (2000..5000).step_by(100) {
+            driver.commands((first..first + 100).map(|id| Cmd::Delete { conn: 1, id }).collect(), vec![]);
+            most = most.max(driver.engine.saving_bytes());
+        }
+        assert_eq!(driver.engine.snapshot_given_up(), !insists);
+        while driver.engine.snapshot_slice(&mut cursor, &mut written, &mut |_| {}) {}
+        driver.engine.end_snapshot(cursor);
+        assert!(!driver.engine.snapshot_given_up());
+        if insists {
+            assert!(written == before && most > 30_000, "{most} bytes");
+        } else {
+            assert!(most < 31_000 && driver.engine.saving_bytes() == 0, "{most} bytes");
+        }
+        let anew = image(&mut driver.engine, 1000);
+        assert_eq!(restore(&anew).digest(), driver.engine.digest());
+    }
+}
+
 #[test]
 fn a_snapshot_given_up_leaves_nothing() {
     let mut driver = Driver::new();
