@@ -202,8 +202,8 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Writes the snapshot and makes it the current one, unless a newer one was installed since the image was
-    /// begun: the state that it shows is gone then. [`ImageGivenUp`] when the image was. Every body that the image references is passed to `live`. Answers
-    /// whether it was written, and what is current now. Blocks.
+    /// begun: the state that it shows is gone then. Every body that the image references is passed to `live`. Answers
+    /// whether it was written, and what is current now. Blocks. The error is [`ImageGivenUp`] when the image was.
     pub(crate) fn write(&mut self, live: &mut dyn FnMut(BodyAddr)) -> io::Result<(bool, SnapshotFile)> {
         let log = self.shared.log.clone();
         let _replacing = log.replacing.lock();

@@ -261,11 +261,11 @@ fn measure_changes(feed: &mut Feed, jobs: u64, heap: usize) {
         most = most.max(feed.engine.saving_bytes());
     }
     feed.engine.end_snapshot(cursor);
+    let (kept, nanos) = (most as f64 * 100.0 / heap as f64, spent as f64 * 1000.0 / deleted as f64);
     println!(
-        "    {deleted} jobs deleted in no order while an image was taken: {} KiB ({:.1} % of the heap) kept for it at most, {:.0} ns a delete",
-        most >> 10,
-        most as f64 * 100.0 / heap as f64,
-        spent as f64 * 1000.0 / deleted as f64
+        "    {deleted} jobs deleted in no order while an image was taken, {nanos:.0} ns each: \
+         {} KiB ({kept:.1} % of the heap) kept for it at most",
+        most >> 10
     );
 }
 

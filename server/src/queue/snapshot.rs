@@ -91,7 +91,8 @@ impl Engine {
     }
 
     /// Appends the next slice of the image, some 64 KiB, to `out`, and passes the body of every job in it to `live`;
-    /// answers false when that was the last, or it was given up. Entries may be applied between slices and do not show in the image.
+    /// answers false when that was the last, or it was given up. Entries may be applied between slices and do not show in
+    /// the image.
     ///
     /// # Panics
     /// When another snapshot was begun since, or the state was replaced: half an image must never pass for a
