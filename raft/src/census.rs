@@ -16,6 +16,9 @@ pub(crate) struct Census<'a> {
     table: &'a SegmentTable,
     /// Where the last body was found.
     near: Option<Near>,
+    /// How often the table was asked.
+    #[cfg(test)]
+    pub(crate) asked: usize,
 }
 
 struct Near {
@@ -33,7 +36,12 @@ struct Near {
 impl<'a> Census<'a> {
     /// Of bodies in the segments of `table`, which nobody changes meanwhile but by adding to it.
     pub(crate) fn new(table: &'a SegmentTable) -> Self {
-        Self { table, near: None }
+        Self {
+            table,
+            near: None,
+            #[cfg(test)]
+            asked: 0,
+        }
     }
 
     /// Counts a body; answers whether it is stored.
@@ -62,6 +70,10 @@ impl<'a> Census<'a> {
                 (near.index, near.span) = (index, span);
                 return true;
             }
+        }
+        #[cfg(test)]
+        {
+            self.asked += 1;
         }
         let Some((segment, range)) = self.table.body_holder(index) else { return false };
         let Some(span) = segment.span(index) else { return false };
