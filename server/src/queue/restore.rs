@@ -19,11 +19,13 @@ use super::jobs::{Page, Place};
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
 use super::types::{Mark, URGENT_BELOW};
 
-/// Ready jobs are put in order at least this many at a time: they come by id, and their order is by priority ...
+/// Ready jobs are put in order this many at a time: they come by id, and their order is by priority ...
 const SORT_MIN: usize = 1 << 14;
-/// ... and else so many that they are this part of those that are in order already: the more there are, the more go
-/// into each part of an order, and the memory that it takes stays small beside theirs.
+/// ... but when they scatter, so many that they are this part of those that are in order already: the more there are, the
+/// more go into each part of an order, and the memory that it takes stays small beside theirs.
 const SORT_PART: u64 = 16;
+/// They do not scatter when they go behind all others of their tubes, so many in each on average.
+const OF_TUBE_MIN: usize = 64;
 /// Keys that are given to an order at once.
 const KEYS_MAX: usize = 1 << 12;
 
@@ -164,24 +166,32 @@ impl Engine {
             self.tubes.get_mut(state.tube).urgent += 1;
             self.totals.urgent += 1;
         }
-        if state.ready.len() == state.ready.capacity() {
-            self.insert_ready(&mut state.ready);
+        if state.ready.len() >= state.sort_at {
+            let scattered = self.insert_ready(&mut state.ready);
             let part = usize::try_from(self.totals.ready / SORT_PART).unwrap_or(usize::MAX);
-            state.ready.reserve_exact(part.max(SORT_MIN));
+            state.sort_at = if scattered { part.max(SORT_MIN) } else { SORT_MIN };
+            state.ready.reserve_exact(state.sort_at);
         }
     }
 
-    fn insert_ready(&mut self, ready: &mut Vec<(u32, ReadyKey)>) {
+    /// Answers whether they scattered.
+    fn insert_ready(&mut self, ready: &mut Vec<(u32, ReadyKey)>) -> bool {
         ready.sort_unstable();
         let mut keys = Vec::with_capacity(KEYS_MAX);
+        let (mut tubes, mut behind) = (0, true);
         for of_tube in ready.chunk_by(|(tube, _), (next, _)| tube == next) {
+            tubes += 1;
+            let last = self.tubes.get(of_tube[0].0).ready.last();
+            behind &= last.is_none_or(|last| last < of_tube[0].1);
             for piece in of_tube.chunks(KEYS_MAX) {
                 keys.extend(piece.iter().map(|(_, key)| *key));
                 self.tubes.reorder(of_tube[0].0, |home| home.ready.extend(&keys));
                 keys.clear();
             }
         }
+        let scattered = !behind || tubes * OF_TUBE_MIN > ready.len();
         ready.clear();
+        scattered
     }
 
     /// Puts a job that is not ready where the image has it.
@@ -223,4 +233,6 @@ struct Progress {
     page: Page,
     /// Ready jobs that are not in their tube's order yet, with their tube.
     ready: Vec<(u32, ReadyKey)>,
+    /// They are put there when they are so many.
+    sort_at: usize,
 }

@@ -56,6 +56,12 @@ impl<K: Copy + Ord> Runs<K> {
         self.front.front().copied()
     }
 
+    /// The largest key.
+    pub fn last(&self) -> Option<K> {
+        let run = self.rest.last_key_value().map_or(&self.front, |(_, run)| run);
+        run.back().copied()
+    }
+
     /// Adds a key that is not in it.
     pub fn insert(&mut self, key: K) {
         self.len += 1;
@@ -265,7 +271,7 @@ mod tests {
 
     fn check(runs: &Runs<u32>, model: &BTreeSet<u32>) {
         assert_eq!(runs.len(), model.len());
-        assert_eq!(runs.first(), model.first().copied());
+        assert_eq!((runs.first(), runs.last()), (model.first().copied(), model.last().copied()));
         assert!(runs.iter().eq(model.iter().copied()));
         assert!(
             runs.front.len() <= RUN_MAX && runs.rest.values().all(|run| (1..=RUN_MAX).contains(&run.len()))
