@@ -15,7 +15,7 @@ use crate::pieces::{self, Found};
 use crate::prepare::Preparer;
 use crate::repair;
 use crate::scan::{self, Window};
-use crate::segment::Segment;
+use crate::segment::{Segment, Span};
 use crate::space::Space;
 
 /// A handle to read bodies and to say which are still referenced. Cheap to clone, usable from any thread.
@@ -241,10 +241,9 @@ fn place(segment: &Segment, addr: BodyAddr, read: pieces::Read<'_>) -> io::Resul
     Ok(if start + u64::from(addr.len) <= span.end { Found::At(start) } else { Found::Absent })
 }
 
-/// Whether the segment holds the entry of a body and, unless only pieces are left of that, all of the body. What is
-/// left of an entry is what was live, so there is no need to look, and a start need not read every list of pieces.
-pub(crate) fn is_stored(segment: &Segment, addr: BodyAddr) -> bool {
-    let Some(span) = segment.span(addr.index) else { return false };
+/// Whether a body is within what is left of its entry, unless only pieces are left of that. What is left of an entry is what
+/// was live, so there is no need to look, and a start need not read every list of pieces.
+pub(crate) fn is_within(span: Span, addr: BodyAddr) -> bool {
     let end = u64::from(addr.offset) + u64::from(addr.len);
     span.in_pieces || span.start + HEAD_LEN as u64 + end <= span.end
 }

@@ -210,6 +210,9 @@ pub enum SnapshotError {
     /// The disk is full.
     #[error("there is no space for a snapshot: {0}; free some, or the log cannot be shortened")]
     NoSpace(String),
+    /// So much changed while it was taken that going on would have taken too much memory.
+    #[error("too much changed at once while the snapshot was taken; the next one may succeed")]
+    GivenUp,
 }
 
 /// Why there is no link to another node.

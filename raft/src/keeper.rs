@@ -26,7 +26,7 @@ use crate::compact::{Failure, Healing, Job, Round, Step};
 use crate::error::{Fatal, SnapshotError};
 use crate::format::Position;
 use crate::log::Log;
-use crate::machine::{Builder, Machine};
+use crate::machine::{Builder, ImageGivenUp, Machine};
 use crate::prepare::Preparer;
 use crate::repair;
 use crate::segment::Segment;
@@ -211,6 +211,9 @@ impl Keeper {
             }
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 Err(SnapshotError::NoSpace(error.to_string()))
+            }
+            Err(error) if error.get_ref().is_some_and(|why| why.is::<ImageGivenUp>()) => {
+                Err(SnapshotError::GivenUp)
             }
             Err(error) => {
                 self.log.fail(&format!("writing a snapshot: {error}"), Vec::new());

@@ -22,13 +22,11 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot, watch};
 
-use crate::bodies::is_stored;
 use crate::completion::{Completions, Done};
 use crate::damage::{BodyCheck, Damage};
 use crate::disk::{Disk, DiskLock};
 use crate::error::Fatal;
 use crate::format::{Ballot, HEAD_LEN, Head, LogState, Position, RecordCrc};
-use crate::payload::BodyAddr;
 use crate::ring::Ring;
 use crate::scan::next_index;
 use crate::segment::{Segment, SegmentTable};
@@ -539,18 +537,6 @@ impl Log {
                 inner.unwritten_live.remove(&index);
             }
         }
-    }
-
-    /// Counts a body that must be in a segment by now; answers whether it is.
-    pub(crate) fn retain_stored(&self, addr: BodyAddr) -> bool {
-        let counted = self.table.with_body(addr.index, |segment| {
-            let stored = is_stored(segment, addr);
-            if stored {
-                segment.retain(u64::from(addr.len), 1);
-            }
-            stored
-        });
-        counted.unwrap_or(false)
     }
 
     /// Forgets which bodies are referenced: the state is about to be replaced.

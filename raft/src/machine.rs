@@ -9,9 +9,11 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 
+use crate::census::Census;
 use crate::disk::Disk;
 use crate::error::Fatal;
 use crate::log::Log;
+use crate::opening::{Opening, OpeningStep};
 use crate::payload::BodyAddr;
 use crate::prepare::Preparer;
 use crate::snapshot::{self, SnapshotFile};
@@ -58,15 +60,19 @@ impl MachineShared {
     }
 
     /// Replaces the state by that of `file` and counts the bodies that it references. May block.
-    fn load(&self, state: &mut dyn StateMachine, file: &SnapshotFile) -> io::Result<()> {
-        state.restore(file.index(), &mut file.image()?)?;
+    fn load(&self, state: &mut dyn StateMachine, file: &SnapshotFile, opening: &Opening) -> io::Result<()> {
+        opening.begin(OpeningStep::State { done: 0, of: file.size()? });
+        state.restore(file.index(), &mut opening.counting(file.image()?))?;
+        opening.begin(OpeningStep::Bodies);
         self.log.reset_live();
         let mut missing = None;
+        let mut census = Census::new(&self.log.table);
         state.for_each_live(&mut |addr| {
-            if !self.log.retain_stored(addr) {
+            if !census.count(addr) {
                 missing.get_or_insert(addr);
             }
         });
+        drop(census);
         let Some(addr) = missing else { return Ok(()) };
         let what = format!(
             "it references the body at entry {} offset {}, which is not here",
@@ -89,10 +95,10 @@ impl MachineShared {
                 None => snapshot::copy(&self.disk, &self.dir, snapshot)?,
             };
             self.replace(file.clone())?;
-            return self.load(state, &file);
+            return self.load(state, &file, &Opening::default());
         };
         self.log.table.adopt(&staged.segments());
-        self.load(state, snapshot)?;
+        self.load(state, snapshot, &Opening::default())?;
         staged.put_into_place()?;
         self.replace(snapshot.put_into_place(&self.dir)?)
     }
@@ -132,10 +138,10 @@ impl Machine {
 
     /// Replaces the state by that of the current snapshot, if there is one, and counts the bodies it
     /// references. May block.
-    pub(crate) fn restore(&mut self) -> io::Result<()> {
+    pub(crate) fn restore(&mut self, opening: &Opening) -> io::Result<()> {
         let Some(file) = self.shared.current() else { return Ok(()) };
         let shared = self.shared.clone();
-        shared.load(self.state(), &file)?;
+        shared.load(self.state(), &file, opening)?;
         self.note_term(file.meta.last_log_id);
         self.applied = file.meta.last_log_id;
         self.membership = file.meta.last_membership;
@@ -197,7 +203,7 @@ pub(crate) struct Builder {
 impl Builder {
     /// Writes the snapshot and makes it the current one, unless a newer one was installed since the image was
     /// begun: the state that it shows is gone then. Every body that the image references is passed to `live`. Answers
-    /// whether it was written, and what is current now. Blocks.
+    /// whether it was written, and what is current now. Blocks. The error is [`ImageGivenUp`] when the image was.
     pub(crate) fn write(&mut self, live: &mut dyn FnMut(BodyAddr)) -> io::Result<(bool, SnapshotFile)> {
         let log = self.shared.log.clone();
         let _replacing = log.replacing.lock();
@@ -207,7 +213,10 @@ impl Builder {
         let written = image.is_some();
         if let Some(image) = image {
             let mut image = image.into_inner();
-            let next: snapshot::NextSlice<'_> = &mut |out| Ok(image.next_slice(out, live));
+            let next: snapshot::NextSlice<'_> = &mut |out| {
+                let more = image.next_slice(out, live);
+                if image.given_up() { Err(io::Error::other(ImageGivenUp)) } else { Ok(more) }
+            };
             let file = snapshot::write(&self.shared.disk, &self.shared.dir, &self.meta, next)?;
             self.shared.replace(file)?;
         }
@@ -216,12 +225,21 @@ impl Builder {
     }
 }
 
+/// Why nothing was written: see [`SnapshotImage::given_up`].
+#[derive(Debug, thiserror::Error)]
+#[error("the image of the state was given up")]
+pub(crate) struct ImageGivenUp;
+
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
-        let mut builder =
-            Self { meta: self.meta.clone(), image: self.image.take(), shared: self.shared.clone() };
+        let mut image = self.image.take();
+        if let Some(image) = &mut image {
+            // An error would end the node.
+            image.get_mut().insist();
+        }
+        let mut builder = Self { meta: self.meta.clone(), image, shared: self.shared.clone() };
         let (_, file) = self.shared.log.blocking(move || builder.write(&mut |_| {})).await?;
         Ok(RaftSnapshot { meta: file.meta.clone(), snapshot: file })
     }

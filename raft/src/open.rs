@@ -11,6 +11,7 @@ use crate::format::Position;
 use crate::identity::{self, Identity};
 use crate::log::{Log, Op, Parts};
 use crate::machine::{Machine, MachineShared};
+use crate::opening::{Opening, OpeningStep};
 use crate::options::Options;
 use crate::prepare::{Preparer, make_segment};
 use crate::recover::{self, Recovered};
@@ -66,6 +67,7 @@ pub(crate) fn open(options: &Options, mut state: Box<dyn StateMachine>) -> Resul
     let shared = MachineShared::new(log.clone(), preparer.clone(), snapshot);
     let machine = restore(options, &log, state, Arc::new(shared))?;
     let flusher = flush::start(log.clone(), preparer.clone(), active).map_err(io_error)?;
+    options.opening.begin(OpeningStep::Open);
     Ok(Storage { identity, log, preparer, bodies, machine, flusher })
 }
 
@@ -123,11 +125,11 @@ fn restore(
     let file = snapshot.as_ref().map(|file| file.path.clone());
     let index = snapshot.as_ref().map_or(0, SnapshotFile::index);
     let mut machine = Machine::new(state, shared);
-    machine.restore().map_err(|error| {
+    machine.restore(&options.opening).map_err(|error| {
         let file = file.as_deref().unwrap_or(dir);
         snapshot::corrupt(dir, file, &format!("the snapshot cannot be restored: {error}"))
     })?;
-    replay(log, &mut machine).map_err(|error| {
+    replay(log, &mut machine, &options.opening).map_err(|error| {
         let what = format!("the log cannot be read: {error}");
         let (file, offset, what) = log.damage.last().unwrap_or((dir.clone(), 0, what));
         StartError::from(Corruption { dir: dir.clone(), file, offset, what, member: None })
@@ -138,19 +140,21 @@ fn restore(
 
 /// Applies the entries between the snapshot and what was known to be committed. What follows in the log is
 /// applied once consensus says that it is committed.
-fn replay(log: &Log, machine: &mut Machine) -> std::io::Result<()> {
+fn replay(log: &Log, machine: &mut Machine, opening: &Opening) -> std::io::Result<()> {
     let state = log.state();
     let (Some(committed), Some(last)) = (state.committed, state.last) else { return Ok(()) };
     let end = committed.index.min(last.index) + 1;
     let next = machine.applied().map_or(0, |applied| applied.index + 1);
     // That nothing is missing between the snapshot and the log was checked.
     let mut next = log.held(&(next..end)).start;
+    opening.begin(OpeningStep::Replay { done: 0, of: end.saturating_sub(next) });
     while next < end {
         let entries = log.read(next..end)?;
         for entry in &entries {
             machine.apply_one(entry);
         }
         next += entries.len() as u64;
+        opening.advance(entries.len() as u64);
     }
     machine.applied_run();
     Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::damage::BodyCheck;
 use crate::disk::{Disk, RealDisk};
 use crate::net::Net;
+use crate::opening::Opening;
 
 /// How a node reaches its peers and is reached by them.
 #[derive(Clone)]
@@ -56,6 +57,8 @@ pub struct Options {
     /// Election timeout is drawn between this and twice this. Plays no part while there is one voter. How soon
     /// a silent peer counts as gone follows from it as well (twice this).
     pub election_timeout_min: Duration,
+    /// Tells how far the start is, from another thread; later it has nothing to tell.
+    pub opening: Opening,
     /// The peers; `None` makes a lone voter, which needs no network, no timer and nobody else's vote.
     pub peering: Option<Peering>,
 }
@@ -78,6 +81,7 @@ impl Options {
             expect_cluster: None,
             inline: false,
             election_timeout_min: Duration::from_millis(300),
+            opening: Opening::default(),
             peering: None,
         }
     }

@@ -404,6 +404,28 @@ impl SegmentTable {
         }
     }
 
+    /// The segment that holds the bodies of an entry, and the indexes around it for which the same is true if the segment
+    /// has an entry of that index at all: there is none, or none that is newer, in other segments.
+    pub(crate) fn body_holder(&self, index: u64) -> Option<(Arc<Segment>, RangeInclusive<u64>)> {
+        let bodies = self.bodies.read();
+        let (mut low, mut high) = (0, u64::MAX);
+        // The newest first, as for every reader of a body.
+        for Bodies { segment, range } in bodies.iter().rev() {
+            if range.contains(&index) {
+                if segment.offset(index).is_some() {
+                    return Some((segment.clone(), low.max(*range.start())..=high.min(*range.end())));
+                }
+                // It has others around this one.
+                (low, high) = (index, index);
+            } else if *range.end() < index {
+                low = low.max(range.end() + 1);
+            } else {
+                high = high.min(range.start().saturating_sub(1));
+            }
+        }
+        self.in_log(index, |segment, _| segment.clone()).map(|segment| (segment, low..=high))
+    }
+
     /// Whether a body segment holds the entry.
     pub(crate) fn in_bodies(&self, index: u64) -> bool {
         index <= self.bodies_last.load(Ordering::Acquire) && self.among(&self.bodies.read(), index).is_some()

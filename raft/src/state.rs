@@ -62,4 +62,13 @@ pub trait SnapshotImage: Send {
     /// any order; answers `false` when that was the last. Called off the core thread, between applies or next to
     /// them: implementations take their own short locks.
     fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool;
+
+    /// Whether it was given up, because keeping what changes apart from it took too much memory: then what was written is no
+    /// image, and there are no more slices.
+    fn given_up(&self) -> bool {
+        false
+    }
+
+    /// Asks it not to be given up, whatever that takes: nobody would try again.
+    fn insist(&mut self) {}
 }

@@ -361,7 +361,7 @@ impl StateMachine for Machine {
 
     fn snapshot(&mut self) -> Box<dyn SnapshotImage> {
         let cursor = self.shared.gateway.lock().engine_mut().begin_snapshot();
-        Box::new(Image { shared: self.shared.clone(), cursor: Some(cursor) })
+        Box::new(Image { shared: self.shared.clone(), cursor: Some(cursor), given_up: false })
     }
 
     fn restore(&mut self, _index: u64, image: &mut dyn Read) -> std::io::Result<()> {
@@ -387,16 +387,28 @@ impl StateMachine for Machine {
 struct Image {
     shared: Arc<Shared>,
     cursor: Option<SnapshotCursor>,
+    given_up: bool,
 }
 
 impl SnapshotImage for Image {
     fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool {
         let Some(cursor) = &mut self.cursor else { return false };
-        let more = self.shared.gateway.lock().engine_mut().snapshot_slice(cursor, out, live);
+        let mut gateway = self.shared.gateway.lock();
+        let more = gateway.engine_mut().snapshot_slice(cursor, out, live);
+        self.given_up = gateway.engine().snapshot_given_up();
+        drop(gateway);
         if !more {
             self.finish();
         }
         more
+    }
+
+    fn given_up(&self) -> bool {
+        self.given_up
+    }
+
+    fn insist(&mut self) {
+        self.shared.gateway.lock().engine_mut().insist_on_snapshot();
     }
 }
 

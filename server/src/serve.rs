@@ -7,11 +7,12 @@ mod facts;
 mod logging;
 mod signals;
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Options, Peering, StartError, TcpNet};
+use beanpole_raft::{BodyAddr, BodyError, Fatal, Node, Opening, Options, Peering, StartError, TcpNet};
 use bytes::BytesMut;
 
 use crate::admin;
@@ -33,6 +34,9 @@ const LET_GO_WITHIN_US: u64 = 150_000;
 const LET_GO_MAX: Duration = Duration::from_millis(300);
 /// How often a stopping server looks whether it has settled.
 const SETTLE_POLL: Duration = Duration::from_millis(2);
+
+/// How often a start that takes long is told of.
+const TELL_PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// The log's ring takes this part of a small budget ...
 const RING_PART: u64 = 16;
@@ -150,15 +154,18 @@ impl Prepared {
         let listener = clients.into_listener()?;
         let accepting = tokio::spawn(net::serve_connections(listener, shared.clone(), settings.max_job_size));
         tokio::spawn(reply(shared.clone()));
-        let admin = admin::Admin::start(admin, shared.clone())?;
-
         let started = std::time::Instant::now();
         let options = options(&settings, peers, shared.admission.memory().reading.budget)?;
+        let opening = options.opening.clone();
+        let admin = admin::Admin::start(admin, shared.clone(), opening.clone())?;
         let clustered = options.peering.is_some();
         let node = tokio::select! {
             node = Node::start(options, Machine::new(shared.clone())) => node?,
+            never = tell_progress(&opening, started) => match never {},
             () = ending.asked() => return Ok(ExitCode::SUCCESS),
         };
+        let jobs = shared.gateway.lock().engine().totals().held();
+        tracing::info!(jobs, ms = started.elapsed().as_millis() as u64, "the log is open");
         facts.set_node(node.clone());
         tokio::spawn(hold_scrub(shared.clone(), node.clone()));
         admin.set_node(node.clone());
@@ -178,6 +185,14 @@ impl Prepared {
         };
         working.abort();
         Ok(code)
+    }
+}
+
+/// Tells in the log how far a start is that takes long. Never ends.
+async fn tell_progress(opening: &Opening, started: std::time::Instant) -> Infallible {
+    loop {
+        tokio::time::sleep(TELL_PROGRESS_EVERY).await;
+        tracing::info!(at = %opening.step(), ms = started.elapsed().as_millis() as u64, "starting");
     }
 }
 

@@ -1,9 +1,15 @@
 //! Snapshots, purges and the life of segments.
 
-use super::machine::{check_bodies, drop_body, put};
-use super::rig::{PATIENCE, commit, node, options, prepared, segments, within};
-use crate::disk::FaultDisk;
-use crate::{Options, SnapshotError};
+use std::path::Path;
+
+use openraft::storage::RaftSnapshotBuilder;
+
+use super::machine::{TestMachine, check_bodies, drop_body, put};
+use super::rig::{
+    DIR, PATIENCE, Rig, commit, entry, node, node as start, options, prepared, segments, within,
+};
+use crate::disk::{Disk, FaultDisk};
+use crate::{Options, SnapshotError, open};
 
 fn bounded(disk: &FaultDisk) -> Options {
     let mut options = options(disk);
@@ -113,4 +119,42 @@ async fn snapshot_without_space() {
     disk.set_space(None);
     within(node.snapshot_now()).await.unwrap();
     within(node.shutdown()).await;
+}
+
+/// An image that takes too much memory is given up: there is no snapshot then, the one before stays, nothing is left over,
+/// and the node goes on and takes the next one.
+#[tokio::test]
+async fn an_image_that_is_given_up_is_no_snapshot() {
+    let disk = FaultDisk::new();
+    let (node, seen) = node(options(&disk)).await;
+    commit(&node, put(&[1; 300])).await;
+    let first = within(node.snapshot_now()).await.unwrap();
+    let files = disk.list(Path::new(DIR)).unwrap();
+    seen.lock().gives_up = true;
+    commit(&node, put(&[2; 300])).await;
+    assert_eq!(within(node.snapshot_now()).await, Err(SnapshotError::GivenUp));
+    assert_eq!(disk.list(Path::new(DIR)).unwrap(), files);
+    assert_eq!(node.status().snapshot_index, first);
+    seen.lock().gives_up = false;
+    commit(&node, put(&[3; 300])).await;
+    assert!(within(node.snapshot_now()).await.unwrap() > first);
+    check_bodies(&seen.lock(), &node.bodies());
+    let (again, seen) = start(options(&disk.kill())).await;
+    assert_eq!(seen.lock().live.len(), 3);
+    within(again.shutdown()).await;
+}
+
+/// Consensus itself is not refused a snapshot: its failing would end the node.
+#[tokio::test]
+async fn what_consensus_asks_for_is_not_given_up() {
+    let (machine, seen) = TestMachine::new();
+    let storage = open::open(&options(&FaultDisk::new()), Box::new(machine)).unwrap();
+    storage.log.completions.spawn();
+    let mut rig = Rig { storage };
+    rig.append(vec![entry(1, 1, 300)]).await;
+    rig.storage.machine.apply_one(&entry(1, 1, 300));
+    seen.lock().gives_up = true;
+    let built = rig.storage.machine.builder(false).build_snapshot().await.unwrap();
+    assert_eq!(built.snapshot.index(), 1);
+    rig.close();
 }

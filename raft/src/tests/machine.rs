@@ -24,6 +24,8 @@ pub(crate) struct Seen {
     pub(crate) terms: Vec<u64>,
     /// To where it was brought forward at run time.
     pub(crate) brought: Vec<u64>,
+    /// Images that are begun now are given up after their first slice.
+    pub(crate) gives_up: bool,
 }
 
 pub(crate) struct TestMachine {
@@ -129,7 +131,7 @@ impl StateMachine for TestMachine {
             bytes.extend_from_slice(&addr.len.to_le_bytes());
             bytes.extend_from_slice(&crc.to_le_bytes());
         }
-        Box::new(Image { bytes, live })
+        Box::new(Image { bytes, live, gives_up: self.seen.lock().gives_up, begun: false })
     }
 
     fn restore(&mut self, index: u64, image: &mut dyn Read) -> std::io::Result<()> {
@@ -165,15 +167,28 @@ impl StateMachine for TestMachine {
 struct Image {
     bytes: Vec<u8>,
     live: Vec<BodyAddr>,
+    gives_up: bool,
+    begun: bool,
 }
 
 impl SnapshotImage for Image {
+    fn given_up(&self) -> bool {
+        self.gives_up && self.begun
+    }
+
+    fn insist(&mut self) {
+        self.gives_up = false;
+    }
+
     fn next_slice(&mut self, out: &mut Vec<u8>, live: &mut dyn FnMut(BodyAddr)) -> bool {
         self.live.drain(..).for_each(live);
         let rest = self.bytes.split_off(self.bytes.len().min(1000));
         out.append(&mut self.bytes);
         self.bytes = rest;
-        !self.bytes.is_empty()
+        // A second slice of an image that was given up would be a mistake of whoever asks for it.
+        assert!(!self.given_up(), "it was given up");
+        self.begun = true;
+        !self.bytes.is_empty() && !self.gives_up
     }
 }
 

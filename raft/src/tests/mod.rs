@@ -16,6 +16,7 @@ mod handover;
 mod links;
 mod machine;
 mod membership;
+mod opening;
 mod power;
 mod repair;
 mod rescue;

@@ -3,7 +3,7 @@
 //! | path | answers |
 //! |---|---|
 //! | `GET /livez` | 200 while the process runs |
-//! | `GET /readyz` | 200 when commands are served, else 503 and why |
+//! | `GET /readyz` | 200 when commands are served, else 503 and why; how far it is while it starts |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /api/v1/cluster` | node, leader, term, log positions |
 //! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
@@ -31,6 +31,7 @@ mod members;
 mod memory;
 mod metrics;
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -38,7 +39,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post, put};
-use beanpole_raft::Node;
+use beanpole_raft::{Node, Opening};
 use tokio::sync::Semaphore;
 
 use crate::net::{Bound, Listener};
@@ -53,6 +54,8 @@ pub(crate) struct View {
     shared: Arc<Shared>,
     /// Set once the log is open.
     node: OnceLock<Node>,
+    /// How far that is.
+    opening: Opening,
     stopping: AtomicBool,
     /// One backup at a time.
     backups: Arc<Semaphore>,
@@ -60,10 +63,11 @@ pub(crate) struct View {
 
 impl Admin {
     /// Serves on a thread of its own, or nowhere if no address is given.
-    pub fn start(bound: Option<Bound>, shared: Arc<Shared>) -> std::io::Result<Self> {
+    pub fn start(bound: Option<Bound>, shared: Arc<Shared>, opening: Opening) -> std::io::Result<Self> {
         let view = Arc::new(View {
             shared,
             node: OnceLock::new(),
+            opening,
             stopping: AtomicBool::new(false),
             backups: Arc::new(Semaphore::new(1)),
         });
@@ -131,11 +135,17 @@ async fn readyz(State(view): State<Arc<View>>) -> (StatusCode, String) {
 }
 
 impl View {
-    fn not_ready(&self) -> Option<&'static str> {
+    fn not_ready(&self) -> Option<Cow<'static, str>> {
+        let Some(node) = self.node.get() else {
+            return Some(format!("starting: {}", self.opening.step()).into());
+        };
+        self.not_serving(node).map(Cow::Borrowed)
+    }
+
+    fn not_serving(&self, node: &Node) -> Option<&'static str> {
         if self.stopping.load(Ordering::Relaxed) {
             return Some("stopping");
         }
-        let Some(node) = self.node.get() else { return Some("recovering the log") };
         if node.status().leader.is_none() {
             return Some("no leader");
         }
@@ -147,5 +157,24 @@ impl View {
             return Some("no leader with a quorum answers");
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clocks, SystemTimeSource};
+    use crate::gateway::Gateway;
+    use crate::serve::{NoBodies, ProcessFacts};
+
+    #[tokio::test]
+    async fn a_node_that_starts_is_not_ready_and_says_how_far_it_is() {
+        let clocks = Clocks::new(Box::new(SystemTimeSource::default()));
+        let facts = ProcessFacts::gather(65_535, 1 << 20);
+        let shared = Shared::new(Gateway::new(1, clocks, Box::new(NoBodies), Box::new(facts)));
+        let admin = Admin::start(None, shared, Opening::default()).unwrap();
+        let (status, text) = readyz(State(admin.0)).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(text, "not ready: starting: reading the log\n");
     }
 }

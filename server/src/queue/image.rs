@@ -174,48 +174,7 @@ impl ImageWriter {
     }
 
     pub fn job(&mut self, job: &SavedJob, out: &mut Vec<u8>) {
-        let before = &self.before;
-        let (record, last) = (&job.record, &before.record);
-        let has_counts = job.counts != Counts::default();
-        let same_tube = job.born == before.born;
-        let same_numbers = Before::numbers(record) == Before::numbers(last);
-        let same_entry = record.body.index == last.body.index && record.created_us == last.created_us;
-        let flag = |on: bool, flag: u8| if on { flag } else { 0 };
-        out.push(
-            JOB | state_bits(job.place.state())
-                | flag(has_counts, COUNTS)
-                | flag(same_tube, SAME_TUBE)
-                | flag(same_numbers, SAME_NUMBERS)
-                | flag(same_entry, SAME_ENTRY),
-        );
-        varint(out, job.id - before.id);
-        if !same_tube {
-            varint(out, job.born);
-        }
-        if !same_numbers {
-            varints(out, Before::numbers(record));
-        }
-        let body = record.body;
-        if same_entry {
-            zigzag(out, i64::from(body.offset) - before.body_end());
-        } else {
-            zigzag(out, body.index.wrapping_sub(last.body.index) as i64);
-            zigzag(out, record.created_us.wrapping_sub(last.created_us) as i64);
-            zigzag(out, i64::from(body.offset));
-        }
-        varint(out, u64::from(body.len));
-        if has_counts {
-            let Counts { reserves, timeouts, releases, buries, kicks } = job.counts;
-            varints(out, [reserves, timeouts, releases, buries, kicks]);
-        }
-        match &job.place {
-            Place::Ready => {}
-            Place::Delayed(mark) | Place::Buried(mark) => varint(out, *mark),
-            Place::Reserved(hold) => {
-                varint(out, u64::from(hold.node));
-                varints(out, [hold.conn, hold.want, hold.deadline, hold.seq]);
-            }
-        }
+        write_job(&self.before, job, out);
         self.before = Before::next(job);
         self.jobs += 1;
     }
@@ -233,6 +192,51 @@ impl ImageWriter {
         varint(out, self.jobs);
         self.crc.update(&out[start..]);
         out.extend_from_slice(&self.crc.clone().finalize().to_le_bytes());
+    }
+}
+
+/// Writes a job as it differs from the one before.
+pub(super) fn write_job(before: &Before, job: &SavedJob, out: &mut Vec<u8>) {
+    let (record, last) = (&job.record, &before.record);
+    let has_counts = job.counts != Counts::default();
+    let same_tube = job.born == before.born;
+    let same_numbers = Before::numbers(record) == Before::numbers(last);
+    let same_entry = record.body.index == last.body.index && record.created_us == last.created_us;
+    let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+    out.push(
+        JOB | state_bits(job.place.state())
+            | flag(has_counts, COUNTS)
+            | flag(same_tube, SAME_TUBE)
+            | flag(same_numbers, SAME_NUMBERS)
+            | flag(same_entry, SAME_ENTRY),
+    );
+    varint(out, job.id - before.id);
+    if !same_tube {
+        varint(out, job.born);
+    }
+    if !same_numbers {
+        varints(out, Before::numbers(record));
+    }
+    let body = record.body;
+    if same_entry {
+        zigzag(out, i64::from(body.offset) - before.body_end());
+    } else {
+        zigzag(out, body.index.wrapping_sub(last.body.index) as i64);
+        zigzag(out, record.created_us.wrapping_sub(last.created_us) as i64);
+        zigzag(out, i64::from(body.offset));
+    }
+    varint(out, u64::from(body.len));
+    if has_counts {
+        let Counts { reserves, timeouts, releases, buries, kicks } = job.counts;
+        varints(out, [reserves, timeouts, releases, buries, kicks]);
+    }
+    match &job.place {
+        Place::Ready => {}
+        Place::Delayed(mark) | Place::Buried(mark) => varint(out, *mark),
+        Place::Reserved(hold) => {
+            varint(out, u64::from(hold.node));
+            varints(out, [hold.conn, hold.want, hold.deadline, hold.seq]);
+        }
     }
 }
 

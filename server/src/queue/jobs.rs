@@ -119,6 +119,26 @@ impl Jobs {
         slot
     }
 
+    /// Adds a job of an image, as [`Jobs::insert`] does. Jobs come by id, and none is found before all of them are
+    /// there: end with [`Jobs::loaded`].
+    pub fn load(&mut self, page: &mut Page, id: u64, record: &Record) -> u32 {
+        let terms = self.terms.add(record.terms);
+        let slot = self.records.insert(Packed::new(record, terms));
+        if page.number != id / PAGE as u64 {
+            self.loaded(std::mem::replace(page, Page::new(id)));
+        }
+        page.slots[place_of(id)] = slot + 1;
+        page.jobs += 1;
+        slot
+    }
+
+    /// Makes the jobs of the last page known.
+    pub fn loaded(&mut self, page: Page) {
+        if page.jobs > 0 {
+            self.index.insert_page(page);
+        }
+    }
+
     /// Forgets a job that has neither mark nor hold.
     pub fn remove(&mut self, id: u64, slot: u32) -> Record {
         self.set_counts(slot, Counts::default());
@@ -283,6 +303,26 @@ impl Jobs {
     }
 }
 
+/// A page of the index being filled.
+pub(super) struct Page {
+    /// It has the ids from 64 times this on.
+    number: u64,
+    slots: Box<[u32; PAGE]>,
+    jobs: u8,
+}
+
+impl Page {
+    fn new(id: u64) -> Self {
+        Page { number: id / PAGE as u64, slots: Box::new([0; PAGE]), jobs: 0 }
+    }
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Page::new(0)
+    }
+}
+
 /// From id to slot. Ids are dense and rise, so whole pages fill and empty together.
 #[derive(Default)]
 struct Index {
@@ -339,6 +379,18 @@ impl Index {
         assert!(*entry == 0, "job {id} is there already");
         *entry = slot + 1;
         node.counts[page] += 1;
+        node.live |= 1 << page;
+    }
+
+    fn insert_page(&mut self, Page { number, slots, jobs }: Page) {
+        let id = number * PAGE as u64;
+        let node = self.nodes.entry(id / NODE).or_default();
+        let page = page_of(id);
+        assert!(node.pages[page].is_none(), "the jobs from {id} on are there already");
+        self.pages += 1;
+        self.newest = number;
+        node.pages[page] = Some(slots);
+        node.counts[page] = jobs;
         node.live |= 1 << page;
     }
 

@@ -17,7 +17,7 @@
 //! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
 //!   a job from one state to another
 //! - `reads`: looking at the state; `history`: a hash of all that was done, to compare nodes by
-//! - `snapshot`, `image`, `restore`: the state as bytes
+//! - `snapshot`, `kept`, `image`, `restore`, `fields`: the state as bytes
 //! - `verify`: whether it is sound
 //! - `jobs`, `tubes`, `reserved`: what is kept; `slab`, `runs`, `names`: in what
 
@@ -26,10 +26,12 @@ mod commands;
 mod decode;
 mod due;
 mod engine;
+mod fields;
 mod gateways;
 mod history;
 mod image;
 mod jobs;
+mod kept;
 mod moves;
 mod names;
 mod offers;

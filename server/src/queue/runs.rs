@@ -19,6 +19,8 @@ const RUN_MAX: usize = 128;
 const RUN_MIN: usize = RUN_MAX / 4;
 /// Two runs are joined up to this length.
 const JOINED_MAX: usize = RUN_MAX * 3 / 4;
+/// A run has memory for this many keys at least.
+const ROOM_MIN: usize = 4;
 /// An empty set keeps memory for this many keys.
 const KEEP_MAX: usize = 16;
 
@@ -54,6 +56,12 @@ impl<K: Copy + Ord> Runs<K> {
         self.front.front().copied()
     }
 
+    /// The largest key.
+    pub fn last(&self) -> Option<K> {
+        let run = self.rest.last_key_value().map_or(&self.front, |(_, run)| run);
+        run.back().copied()
+    }
+
     /// Adds a key that is not in it.
     pub fn insert(&mut self, key: K) {
         self.len += 1;
@@ -74,6 +82,55 @@ impl<K: Copy + Ord> Runs<K> {
         }
         let (upper, grown) = halve(run, key);
         self.add_run(upper, grown);
+    }
+
+    /// Adds keys that are in order, each once, and not in it. Every run is rebuilt once at most, however many of them go
+    /// into it: for as many keys as there are runs, or more, this is faster than one by one.
+    pub fn extend(&mut self, mut keys: &[K]) {
+        self.len += keys.len();
+        while let Some(first) = keys.first() {
+            let next = match self.rest.range((Bound::Excluded(*first), Bound::Unbounded)).next() {
+                Some((low, _)) => keys.partition_point(|key| key < low),
+                None => keys.len(),
+            };
+            let (part, others) = keys.split_at(next);
+            self.extend_run(part);
+            keys = others;
+        }
+    }
+
+    /// Adds keys that all belong into the same run.
+    fn extend_run(&mut self, part: &[K]) {
+        let first = part[0];
+        let is_last = self.rest.last_key_value().is_none_or(|(low, _)| *low <= first);
+        let run = match self.rest.range_mut(..=first).next_back() {
+            Some((_, run)) => run,
+            None => &mut self.front,
+        };
+        let before = run.capacity();
+        let behind = run.back().is_none_or(|back| *back < first);
+        if run.len() + part.len() <= RUN_MAX {
+            grow_for(run, part.len());
+            run.extend(part);
+            self.room = self.room + run.capacity() - before;
+            if !behind {
+                run.make_contiguous().sort();
+            }
+            return;
+        }
+        let mut all: Vec<K> = run.iter().copied().chain(part.iter().copied()).collect();
+        // Keys that come in order fill their runs; else there is room for more in each.
+        let piece =
+            if behind && is_last { RUN_MAX } else { all.len().div_ceil(all.len().div_ceil(RUN_MAX * 3 / 4)) };
+        all.sort();
+        let (own, others) = all.split_at(piece);
+        run.clear();
+        grow_for(run, own.len());
+        run.extend(own);
+        self.room = self.room + run.capacity() - before;
+        for piece in others.chunks(piece) {
+            self.add_run(piece.to_vec().into(), 0);
+        }
     }
 
     fn begin_run(&mut self, key: K) {
@@ -173,9 +230,18 @@ impl<K: Copy + Ord> Runs<K> {
     }
 }
 
+/// Makes room for so many keys more, and for some that may follow, but never for more than a run has.
+fn grow_for<K>(run: &mut VecDeque<K>, more: usize) {
+    let wanted = run.len() + more;
+    if wanted > run.capacity() {
+        run.reserve_exact(wanted.next_power_of_two().clamp(ROOM_MIN, RUN_MAX.max(wanted)) - run.len());
+    }
+}
+
 /// Answers by how many keys the run's memory grew.
 fn put_in_order<K: Copy + Ord>(run: &mut VecDeque<K>, key: K) -> usize {
     let before = run.capacity();
+    grow_for(run, 1);
     if run.back().is_none_or(|back| *back < key) {
         run.push_back(key);
     } else {
@@ -205,7 +271,7 @@ mod tests {
 
     fn check(runs: &Runs<u32>, model: &BTreeSet<u32>) {
         assert_eq!(runs.len(), model.len());
-        assert_eq!(runs.first(), model.first().copied());
+        assert_eq!((runs.first(), runs.last()), (model.first().copied(), model.last().copied()));
         assert!(runs.iter().eq(model.iter().copied()));
         assert!(
             runs.front.len() <= RUN_MAX && runs.rest.values().all(|run| (1..=RUN_MAX).contains(&run.len()))
@@ -224,6 +290,11 @@ mod tests {
         assert_eq!(runs.rest.len(), 9);
         while runs.pop_first().is_some() {}
         assert_eq!((runs.len(), runs.front.capacity(), runs.rest.len()), (0, 0, 0));
+        let keys: Vec<u32> = (0..RUN_MAX as u32 * 10).collect();
+        for batch in keys.chunks(RUN_MAX * 2 + 5) {
+            runs.extend(batch);
+        }
+        assert_eq!((runs.rest.len(), runs.room), (9, RUN_MAX * 10));
     }
 
     #[test]
@@ -249,6 +320,23 @@ mod tests {
                     4 => prop_assert_eq!(runs.pop_first(), model.pop_first()),
                     5..=6 => prop_assert_eq!(runs.remove(key), model.remove(&key)),
                     _ => prop_assert!(runs.from(key).take(200).eq(model.range(key..).take(200).copied())),
+                }
+            }
+            check(&runs, &model);
+        }
+
+        /// Keys that come together are where they would be had they come one by one.
+        #[test]
+        fn sorted_batches(batches in prop::collection::vec(prop::collection::btree_set(0u32..20_000, 0..1500), 1..12)) {
+            let (mut runs, mut model) = (Runs::default(), BTreeSet::new());
+            for batch in batches {
+                let keys: Vec<u32> = batch.difference(&model).copied().collect();
+                runs.extend(&keys);
+                model.extend(keys);
+                check(&runs, &model);
+                // Some go again, so that runs have gaps.
+                for key in batch.iter().filter(|key| *key % 3 == 0) {
+                    prop_assert_eq!(runs.remove(*key), model.remove(key));
                 }
             }
             check(&runs, &model);

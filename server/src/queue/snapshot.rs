@@ -8,7 +8,8 @@
 //!
 //! A copy is written in its turn, in the place of the record. So the image is that of the moment it was
 //! begun, whatever happened since and however the slices were cut; it costs memory only for what changed
-//! meanwhile.
+//! meanwhile, and little of it (`kept`). When it would be much all the same, because one command changes millions of jobs,
+//! the image is given up and taken another time.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +17,16 @@ use beanpole_raft::BodyAddr;
 
 use super::engine::Engine;
 use super::image::{ImageWriter, SavedJob, SavedTube};
+use super::kept::Kept;
 
 /// A slice ends at the first record beyond this many bytes ...
 const SLICE_BYTES: usize = 64 << 10;
 /// ... or after this many steps. Apply waits for one slice at most: that is below a millisecond.
 const SLICE_STEPS: usize = 128;
+/// What is kept of changed jobs may take this part of the index; an image for which more would have to be kept is given up.
+const KEPT_PART: usize = 12;
+/// ... but at least this much.
+const KEPT_MIN: usize = 8 << 20;
 /// Tubes or jobs written in one step at most.
 const STEP_RECORDS: usize = 64;
 
@@ -35,13 +41,15 @@ pub(super) struct Saving {
     ticket: u64,
     walk: Walk,
     tubes: BTreeMap<u64, SavedTube>,
-    jobs: BTreeMap<u64, SavedJob>,
+    jobs: Kept,
+    /// How many bytes they may take.
+    jobs_max: usize,
 }
 
 /// What was copied before it changed, and who is told of bodies.
 struct Copies<'a> {
     tubes: &'a mut BTreeMap<u64, SavedTube>,
-    jobs: &'a mut BTreeMap<u64, SavedJob>,
+    jobs: &'a mut Kept,
     live: &'a mut dyn FnMut(BodyAddr),
 }
 
@@ -62,20 +70,29 @@ enum Stage {
     Tubes,
     Jobs,
     Ended,
+    GivenUp,
 }
 
 impl Engine {
     /// Begins an image of the state as it is now. One at a time: beginning another gives up the one before.
+    /// When the jobs that change before their turn take more than a twelfth of the index it is given up.
     pub fn begin_snapshot(&mut self) -> SnapshotCursor {
+        let kept_max = (self.index_bytes() / KEPT_PART).max(KEPT_MIN);
+        self.begin_snapshot_within(kept_max)
+    }
+
+    /// As [`Engine::begin_snapshot`], with another bound for what is kept of changed jobs, in bytes.
+    pub fn begin_snapshot_within(&mut self, jobs_max: usize) -> SnapshotCursor {
         self.snapshots += 1;
         let ticket = self.snapshots;
-        let (tubes, jobs) = (BTreeMap::new(), BTreeMap::new());
-        self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs }));
+        let (tubes, jobs) = (BTreeMap::new(), Kept::default());
+        self.saving = Some(Box::new(Saving { ticket, walk: self.walk(), tubes, jobs, jobs_max }));
         SnapshotCursor { ticket }
     }
 
     /// Appends the next slice of the image, some 64 KiB, to `out`, and passes the body of every job in it to `live`;
-    /// answers false when that was the last. Entries may be applied between slices and do not show in the image.
+    /// answers false when that was the last, or it was given up. Entries may be applied between slices and do not show in
+    /// the image.
     ///
     /// # Panics
     /// When another snapshot was begun since, or the state was replaced: half an image must never pass for a
@@ -108,6 +125,19 @@ impl Engine {
         more
     }
 
+    /// Whether the snapshot being taken was given up: what there is of it is no image.
+    #[must_use]
+    pub fn snapshot_given_up(&self) -> bool {
+        self.saving.as_ref().is_some_and(|saving| saving.walk.stage == Stage::GivenUp)
+    }
+
+    /// The snapshot being taken is not to be given up, whatever has to be kept for it.
+    pub fn insist_on_snapshot(&mut self) {
+        if let Some(saving) = &mut self.saving {
+            saving.jobs_max = usize::MAX;
+        }
+    }
+
     /// Ends a snapshot, complete or not: the engine copies no more records for it.
     pub fn end_snapshot(&mut self, cursor: SnapshotCursor) {
         if self.saving.as_ref().is_some_and(|saving| saving.ticket == cursor.ticket) {
@@ -119,15 +149,14 @@ impl Engine {
     #[must_use]
     pub fn saving_bytes(&self) -> usize {
         let Some(saving) = &self.saving else { return 0 };
-        saving.tubes.len() * size_of::<SavedTube>() * 3 / 2
-            + saving.jobs.len() * size_of::<SavedJob>() * 3 / 2
+        saving.tubes.len() * size_of::<SavedTube>() * 3 / 2 + saving.jobs.bytes()
     }
 
     /// A hash of the whole state (FNV-1a of its image): equal states have equal digests on every node.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let mut walk = self.walk();
-        let (mut tubes, mut jobs) = (BTreeMap::new(), BTreeMap::new());
+        let (mut tubes, mut jobs) = (BTreeMap::new(), Kept::default());
         let mut slice = Vec::new();
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut more = true;
@@ -166,14 +195,14 @@ impl Engine {
                 }
                 Stage::Tubes => self.write_tubes(walk, tubes, out),
                 Stage::Jobs => self.write_jobs(walk, jobs, live, out),
-                Stage::Ended => break,
+                Stage::Ended | Stage::GivenUp => break,
             }
         }
         walk.writer.checksum(&out[start..]);
         if walk.stage == Stage::Ended {
             walk.writer.end(out);
         }
-        walk.stage != Stage::Ended
+        walk.stage < Stage::Ended
     }
 
     /// Writes some of the next tubes, as they were if they changed since.
@@ -207,20 +236,24 @@ impl Engine {
     fn write_jobs(
         &self,
         walk: &mut Walk,
-        saved: &mut BTreeMap<u64, SavedJob>,
+        kept: &mut Kept,
         live: &mut dyn FnMut(BodyAddr),
         out: &mut Vec<u8>,
     ) {
         let last = walk.last_job;
         let page = self.jobs.page_from(walk.next_job).into_iter().flatten();
         let mut page = page.take_while(|(id, _)| *id <= last).peekable();
-        let none_live = page.peek().is_none();
+        let head = page.peek().map(|(id, _)| *id);
+        if head.is_none() && kept.is_empty() {
+            walk.stage = Stage::Ended;
+            return;
+        }
+        let limit = kept.bring(head);
+        // Then what is kept comes before all that is not.
+        let none_live = head.is_none_or(|head| head >= limit);
         for _ in 0..STEP_RECORDS {
-            let job = match (page.peek().copied(), saved.first_entry()) {
-                (None, None) if none_live => {
-                    walk.stage = Stage::Ended;
-                    return;
-                }
+            let next = page.peek().copied().filter(|(id, _)| *id < limit);
+            let job = match (next, kept.first()) {
                 (None, Some(copy)) if none_live => copy.remove(),
                 (None, _) => return,
                 (Some((id, _)), Some(copy)) if *copy.key() <= id => {
@@ -253,8 +286,13 @@ impl Engine {
     pub(super) fn save_job(&mut self, id: u64, slot: u32) {
         let Some(mut saving) = self.saving.take() else { return };
         let wanted = (saving.walk.next_job..=saving.walk.last_job).contains(&id);
-        if wanted && saving.walk.stage != Stage::Ended && !saving.jobs.contains_key(&id) {
-            saving.jobs.insert(id, self.saved_job(id, slot));
+        if wanted && saving.walk.stage < Stage::Ended && !saving.jobs.knows(id) {
+            saving.jobs.add(&self.saved_job(id, slot));
+            if saving.jobs.bytes() > saving.jobs_max {
+                saving.walk.stage = Stage::GivenUp;
+                saving.jobs = Kept::default();
+                saving.tubes.clear();
+            }
         }
         self.saving = Some(saving);
     }

@@ -136,6 +136,135 @@ fn what_changes_meanwhile_does_not_show_in_the_image() {
     driver.engine.verify().unwrap();
 }
 
+/// Apply waits for a slice at most: however many jobs there are, a slice has no more of them than this.
+#[test]
+fn a_slice_touches_a_bounded_number_of_jobs() {
+    const SLICE_JOBS_MAX: usize = 8192;
+    for jobs in [10_000, 40_000] {
+        let mut driver = Driver::new();
+        driver.fill(jobs);
+        let mut cursor = driver.engine.begin_snapshot();
+        let (mut told, mut slices) = (0, 0);
+        let mut more = true;
+        while more {
+            let mut slice = Vec::new();
+            let mut jobs = 0;
+            more = driver.engine.snapshot_slice(&mut cursor, &mut slice, &mut |_| jobs += 1);
+            assert!(jobs <= SLICE_JOBS_MAX && slice.len() <= 80 << 10, "{jobs} jobs, {} bytes", slice.len());
+            told += jobs;
+            slices += 1;
+        }
+        driver.engine.end_snapshot(cursor);
+        assert_eq!(told as u64, jobs);
+        assert!(slices as u64 >= jobs / SLICE_JOBS_MAX as u64);
+    }
+}
+
+/// All jobs change while the image is taken, some of them several times, in an order that has nothing to do with that of
+/// the image. It is that of the moment it was begun, and what is kept for it takes less than the jobs' own records.
+#[test]
+fn changes_in_any_order_do_not_show_and_take_little_memory() {
+    const JOBS: u64 = 20_000;
+    let mut driver = Driver::new();
+    driver.fill(JOBS);
+    let before = image(&mut driver.engine, usize::MAX);
+    let mut cursor = driver.engine.begin_snapshot();
+    let mut written = Vec::new();
+    let mut most = 0;
+    for round in 0..200u64 {
+        // 7919 and the number of jobs have no common factor: each has its turn once in all rounds.
+        let ids = (round * 100..round * 100 + 100).map(|number| number * 7919 % JOBS + 1);
+        let mut commands: Vec<Cmd> = ids.clone().map(|id| Cmd::KickJob { conn: 1, id }).collect();
+        commands.extend(ids.clone().map(|id| Cmd::ReserveJob { conn: 3, id }));
+        commands.extend(ids.filter(|id| id % 3 == 0).map(|id| Cmd::Delete { conn: 3, id }));
+        driver.commands(commands, vec![]);
+        most = most.max(driver.engine.saving_bytes());
+        if round % 20 == 19 {
+            assert!(driver.engine.snapshot_slice_of(&mut cursor, &mut written, 9_000, &mut |_| {}));
+        }
+    }
+    while driver.engine.snapshot_slice_of(&mut cursor, &mut written, 1000, &mut |_| {}) {}
+    assert_eq!(driver.engine.saving_bytes(), 0, "what was kept was written");
+    driver.engine.end_snapshot(cursor);
+    assert!(written == before, "the image is that of the moment it was begun");
+    assert!(most > 100_000 && most < 32 * JOBS as usize, "{most} bytes were kept at most");
+    driver.engine.verify().unwrap();
+}
+
+/// Jobs come by id and are ordered by priority: what an image of many jobs of random priorities in several tubes becomes is
+/// what they were, and takes no more memory.
+#[test]
+fn orders_are_restored_whatever_the_priorities() {
+    let mut driver = Driver::new();
+    let put = |id: u64| Cmd::Put {
+        conn: 1,
+        tube: format!("t{}", id % 3),
+        pri: if id.is_multiple_of(3) { 7 } else { (id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u32 },
+        delay: u32::from(id.is_multiple_of(11)) * (1 + id as u32 % 50),
+        ttr: 60,
+        bytes: 1,
+    };
+    for first in (0..60_000).step_by(1000) {
+        driver.commands((first..first + 1000).map(put).collect(), vec![]);
+    }
+    driver.commands((1..60_000).step_by(7).map(|id| Cmd::Delete { conn: 1, id }).collect(), vec![]);
+    let written = image(&mut driver.engine, 1 << 16);
+    let mut restored = restore(&written);
+    restored.verify().unwrap();
+    assert_eq!(restored.totals(), driver.engine.totals());
+    let (bytes, before) = (restored.index_bytes(), driver.engine.index_bytes());
+    assert!(bytes <= before, "{bytes} bytes, and {before} before");
+    assert!(image(&mut restored, 1 << 16) == written, "and its image is the same");
+}
+
+/// An image that an earlier release wrote is read, and the same state is still written as the same bytes: every node of a
+/// cluster must write them, whatever its release, while the format's version is the same.
+#[test]
+fn version_1_stays_as_it_is() {
+    let stored = include_bytes!("image-v1.bin").as_slice();
+    let mut driver = Driver::new();
+    driver.fill(100);
+    driver.commands(vec![Cmd::Delete { conn: 1, id: 4 }, Cmd::KickJob { conn: 2, id: 9 }], vec![]);
+    assert!(image(&mut driver.engine, 1000) == stored, "the format has changed: it needs another version");
+    let mut restored = restore(stored);
+    restored.verify().unwrap();
+    assert_eq!(restored.digest(), driver.engine.digest());
+    assert!(image(&mut restored, 1000) == stored);
+}
+
+/// What is kept for an image has a bound: when more changes than fits, there is no image, and nothing is kept any more. One
+/// that is insisted on is written.
+#[test]
+fn an_image_that_would_take_too_much_memory_is_given_up() {
+    for insists in [false, true] {
+        let mut driver = Driver::new();
+        driver.fill(5000);
+        let before = image(&mut driver.engine, usize::MAX);
+        let mut cursor = driver.engine.begin_snapshot_within(30_000);
+        if insists {
+            driver.engine.insist_on_snapshot();
+        }
+        let mut written = Vec::new();
+        assert!(driver.engine.snapshot_slice_of(&mut cursor, &mut written, 100, &mut |_| {}));
+        let mut most = 0;
+        for first in (2000..5000).step_by(100) {
+            driver.commands((first..first + 100).map(|id| Cmd::Delete { conn: 1, id }).collect(), vec![]);
+            most = most.max(driver.engine.saving_bytes());
+        }
+        assert_eq!(driver.engine.snapshot_given_up(), !insists);
+        while driver.engine.snapshot_slice(&mut cursor, &mut written, &mut |_| {}) {}
+        driver.engine.end_snapshot(cursor);
+        assert!(!driver.engine.snapshot_given_up());
+        if insists {
+            assert!(written == before && most > 30_000, "{most} bytes");
+        } else {
+            assert!(most < 31_000 && driver.engine.saving_bytes() == 0, "{most} bytes");
+        }
+        let anew = image(&mut driver.engine, 1000);
+        assert_eq!(restore(&anew).digest(), driver.engine.digest());
+    }
+}
+
 #[test]
 fn a_snapshot_given_up_leaves_nothing() {
     let mut driver = Driver::new();
