@@ -87,6 +87,8 @@ struct Client<'a> {
     watched: HashSet<String>,
     held: BTreeSet<u64>,
     out: BytesMut,
+    /// A job it deleted, which is handed out again all the same.
+    risen: Option<u64>,
     closing: bool,
 }
 
@@ -94,8 +96,15 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     stream.set_nodelay(true).unwrap();
     let watched = HashSet::from(["default".to_owned()]);
     let used = "default".to_owned();
-    let mut client =
-        Client { shared, used, watched, held: BTreeSet::new(), out: BytesMut::new(), closing: false };
+    let mut client = Client {
+        shared,
+        used,
+        watched,
+        held: BTreeSet::new(),
+        risen: None,
+        out: BytesMut::new(),
+        closing: false,
+    };
     let mut decoder = Decoder::new(65_535);
     let (mut input, mut scratch) = (BytesMut::new(), vec![0; 65_536]);
     while let Ok(n) = stream.read(&mut scratch) {
@@ -116,6 +125,11 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
 
 impl Client<'_> {
     fn handle(&mut self, request: Request<'_>) {
+        // Whoever sends more has read that the job is deleted: only now is handing it out wrong beyond doubt.
+        if let Some(id) = self.risen.take() {
+            self.shared.state.lock().unwrap().ready.insert(id);
+            self.shared.changed.notify_all();
+        }
         match request {
             Request::Put { body, .. } => self.put(body),
             Request::Command(command) => self.command(&command),
@@ -241,7 +255,7 @@ impl Client<'_> {
         let reply = if !state.jobs.contains_key(&id) {
             Reply::NotFound
         } else if state.undying.take_if(|undying| *undying == id).is_some() {
-            state.ready.insert(id);
+            self.risen = Some(id);
             Reply::Deleted
         } else {
             state.ready.remove(&id);
