@@ -23,7 +23,7 @@ use crate::cluster::report::{Addresses, Reports};
 use crate::gateway::{ColdRead, Gateway};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
 use crate::net::Pool;
-use crate::queue::{Effects, Engine, SnapshotCursor};
+use crate::queue::{Effects, Engine, LEVEL, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
 /// proposed, so that the disk is busy meanwhile.
@@ -110,6 +110,16 @@ impl Shared {
         self.hear_word(stance);
     }
 
+    /// While this node leads: what all of these members know comes into force.
+    pub fn raise_level_for(&self, members: &[u64]) {
+        let Some(level) = self.reports.level(members) else { return };
+        let mut gateway = self.gateway.lock();
+        if let Some(leader) = &mut *self.leader.lock() {
+            leader.raise_level(&mut gateway.ground(), level);
+        }
+        self.wake_for(&gateway);
+    }
+
     /// The leader's word.
     pub fn hear_word(&self, stance: Stance) {
         self.gateway.lock().hear_stance(stance);
@@ -187,7 +197,11 @@ impl Shared {
     pub fn take_office(&self, term: u64) {
         let mut gateway = self.gateway.lock();
         let node = gateway.node();
-        *self.leader.lock() = Some(Leader::new(term, node, &mut gateway.ground()));
+        let mut leader = Leader::new(term, node, &mut gateway.ground());
+        if !gateway.is_clustered() {
+            leader.raise_level(&mut gateway.ground(), LEVEL);
+        }
+        *self.leader.lock() = Some(leader);
         gateway.connect_leader();
         self.office.send_modify(|office| *office = (term, office.1 + 1));
         self.wake_for(&gateway);

@@ -3,6 +3,8 @@
 
 #[path = "engine/banned.rs"]
 mod banned;
+#[path = "engine/bulk.rs"]
+mod bulk;
 #[path = "engine/due.rs"]
 mod due;
 #[path = "engine/entries.rs"]

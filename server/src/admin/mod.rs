@@ -9,6 +9,10 @@
 //! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
 //! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
+//! | `POST /api/v1/tubes/purge?tube=NAME&states=S,S&older_ms=N&nonce=N` | deletes jobs of a tube; `dry_run=true` counts them |
+//! | `POST /api/v1/tubes/move?tube=NAME&to=NAME&states=S,S&older_ms=N&nonce=N` | moves jobs to another tube |
+//! | `POST /api/v1/tubes/kick?tube=NAME&limit=N&nonce=N` | kicks jobs; all without `limit` |
+//! | `GET /api/v1/bulk`, `GET /api/v1/bulk/NONCE` | such operations and how far they are |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -24,6 +28,7 @@
 
 mod api;
 mod backup;
+pub(crate) mod bulk;
 mod members;
 mod memory;
 mod metrics;
@@ -106,6 +111,11 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/memory", get(memory::memory))
         .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
+        .route("/api/v1/tubes/purge", post(bulk::purge))
+        .route("/api/v1/tubes/move", post(bulk::move_jobs))
+        .route("/api/v1/tubes/kick", post(bulk::kick))
+        .route("/api/v1/bulk", get(bulk::list))
+        .route("/api/v1/bulk/{nonce}", get(bulk::one))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
         .route("/api/v1/leader", post(members::transfer_leader))
         .route("/api/v1/members", post(members::add))

@@ -48,7 +48,7 @@ use bytes::BytesMut;
 
 use crate::clock::Clocks;
 use crate::leader::ToLeader;
-use crate::queue::{self, BatchBuilder, Engine, SessionId};
+use crate::queue::{self, BatchBuilder, BulkOrder, Engine, SessionId};
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;
@@ -504,6 +504,13 @@ impl Gateway {
     /// Marks an entry, to compare nodes' states by.
     pub fn mark(&mut self, nonce: u64) {
         self.open_batch().builder.mark(nonce);
+    }
+
+    /// Begins an operation on many jobs of a tube.
+    pub fn bulk(&mut self, order: &BulkOrder<'_>) {
+        let open = self.open_batch();
+        open.builder.bulk(order);
+        open.may_ready = true;
     }
 
     /// Notes in the log that this node leaves service, or is back.

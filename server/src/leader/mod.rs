@@ -136,6 +136,8 @@ pub struct Leader {
     heard: BTreeMap<u32, u64>,
     /// When this leader took office, in monotonic microseconds.
     since: u64,
+    /// The level that it has proposed.
+    level: u32,
 }
 
 impl Leader {
@@ -154,6 +156,7 @@ impl Leader {
             last_stream: 0,
             heard: BTreeMap::new(),
             since: ground.clocks.monotonic(),
+            level: 0,
         }
     }
 
@@ -473,6 +476,21 @@ impl Leader {
             open.builder.gateway_gone(gateway);
             open.may_ready = true;
         }
+    }
+
+    // ---- what entries may hold ----
+
+    /// All members know this level: it is proposed once, if it is not in force.
+    pub fn raise_level(&mut self, ground: &mut Ground<'_>, level: u32) {
+        if level <= self.level.max(ground.engine.level()) {
+            return;
+        }
+        tracing::info!(level, "all members know this level; it comes into force");
+        self.level = level;
+        let node = self.node;
+        let open = self.open(ground);
+        open.builder.section(Gateway { node, epoch: 0 }, 0);
+        open.builder.raise_level(level);
     }
 
     // ---- tubes that nobody needs ----

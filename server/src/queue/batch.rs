@@ -32,15 +32,21 @@
 //!   16 Noop          conn u64
 //!   17 Mark          nonce u64
 //!   18 Leave         node u32, on u8
+//!   19 Level         level u32
+//!   20 Bulk          nonce u64, verb u8, states u8, older u64, limit u64, tube, to
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
 //! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
-//! 17 and 18 only.
+//! and 17 to 20 only.
+//!
+//! Commands from 20 on are proposed only once the replicated level (19) says that all members know them: see
+//! [`super::level`].
 
 use beanpole_raft::Payload;
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::bulk::BulkOrder;
 use super::decode::{Batch, DecodeError};
 use super::types::{Gateway, SessionId};
 
@@ -72,6 +78,8 @@ pub(super) mod tag {
     pub const NOOP: u8 = 16;
     pub const MARK: u8 = 17;
     pub const LEAVE: u8 = 18;
+    pub const LEVEL: u8 = 19;
+    pub const BULK: u8 = 20;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -275,6 +283,24 @@ impl BatchBuilder {
         self.command(tag::LEAVE);
         self.head.put_u32_le(node);
         self.head.put_u8(u8::from(on));
+    }
+
+    /// Raises the level of what entries may hold; see [`super::level`].
+    pub fn raise_level(&mut self, level: u32) {
+        self.command(tag::LEVEL);
+        self.head.put_u32_le(level);
+    }
+
+    /// Begins a bulk operation, unless one with this nonce is known already.
+    pub fn bulk(&mut self, order: &BulkOrder<'_>) {
+        self.command(tag::BULK);
+        self.head.put_u64_le(order.nonce);
+        self.head.put_u8(order.verb.code());
+        self.head.put_u8(order.states.bits());
+        self.head.put_u64_le(order.older_us);
+        self.head.put_u64_le(order.limit);
+        put_tube(&mut self.head, order.tube.as_bytes());
+        put_tube(&mut self.head, order.to.as_bytes());
     }
 
     /// Keeps the place of a command that was taken back.

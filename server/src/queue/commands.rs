@@ -124,7 +124,7 @@ impl Engine {
         }
     }
 
-    fn kick_one(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
+    pub(super) fn kick_one(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
         self.take_out(id, slot);
         self.jobs.count(slot, |counts| counts.kicks = counts.kicks.saturating_add(1));
         self.place_ready(run, id, slot);

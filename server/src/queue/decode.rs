@@ -4,6 +4,8 @@
 use beanpole_raft::Payload;
 
 use super::batch::{BATCH_VERSION, BODY_OVERHEAD, PREFIX_BYTES, tag};
+use super::bulk::{BulkOrder, BulkVerb, States};
+use super::level::LEVEL;
 use super::types::{Gateway, SessionId};
 
 /// Why an entry cannot be read.
@@ -21,6 +23,14 @@ pub enum DecodeError {
     /// An unknown command.
     #[error("it has a command with tag {0}, which this release does not know: upgrade this node")]
     Tag(u8),
+    /// All other members know what this release does not.
+    #[error(
+        "it raises the cluster to level {0}, and this release knows levels up to {LEVEL}: upgrade this node"
+    )]
+    Level(u32),
+    /// An unknown bulk operation.
+    #[error("it has a bulk operation of kind {0}, which this release does not know: upgrade this node")]
+    Verb(u8),
     /// A name that is not UTF-8.
     #[error("a tube's name is not text")]
     TubeName,
@@ -52,6 +62,8 @@ pub(super) enum NodeCommand<'a> {
     SetDraining { on: bool },
     Mark { nonce: u64 },
     Leave { node: u32, on: bool },
+    Level { level: u32 },
+    Bulk(BulkOrder<'a>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,6 +187,8 @@ impl<'a> Reader<'a> {
             tag::SET_DRAINING => NodeCommand::SetDraining { on: self.u8()? != 0 },
             tag::MARK => NodeCommand::Mark { nonce: self.u64()? },
             tag::LEAVE => NodeCommand::Leave { node: self.u32()?, on: self.u8()? != 0 },
+            tag::LEVEL => NodeCommand::Level { level: self.level()? },
+            tag::BULK => NodeCommand::Bulk(self.bulk()?),
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))
     }
@@ -209,6 +223,20 @@ impl<'a> Reader<'a> {
         let (pri, delay_s, ttr_s) = (self.u32()?, self.u32()?, self.u32()?);
         let body_len = self.u32()?.checked_add(BODY_OVERHEAD as u32).ok_or(DecodeError::Body)?;
         Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len })
+    }
+
+    fn level(&mut self) -> Result<u32, DecodeError> {
+        let level = self.u32()?;
+        if level > LEVEL { Err(DecodeError::Level(level)) } else { Ok(level) }
+    }
+
+    fn bulk(&mut self) -> Result<BulkOrder<'a>, DecodeError> {
+        let nonce = self.u64()?;
+        let verb = self.u8()?;
+        let verb = BulkVerb::of_code(verb).ok_or(DecodeError::Verb(verb))?;
+        let states = States::of_bits(self.u8()?);
+        let (older_us, limit) = (self.u64()?, self.u64()?);
+        Ok(BulkOrder { nonce, verb, states, older_us, limit, tube: self.tube()?, to: self.tube()? })
     }
 
     pub fn tube(&mut self) -> Result<&'a str, DecodeError> {

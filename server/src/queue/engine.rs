@@ -1,10 +1,11 @@
-//! The state, and how an entry runs: first what is due, then the commands of each section, then what offers
-//! are left.
+//! The state, and how an entry runs: first what is due, then the commands of each section, then a slice of a bulk
+//! operation, then what offers are left.
 //!
 //! Decisions of single commands are in `commands`, moves between a job's states in `moves`.
 
 use beanpole_raft::{BodyAddr, Payload};
 
+use super::bulk::Bulks;
 use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, Section};
 use super::gateways::Gateways;
 use super::history::{Before, History};
@@ -46,6 +47,10 @@ pub struct Engine {
     pub(super) pauses: Runs<TimeKey>,
     pub(super) reserved: Reserved,
     pub(super) gateways: Gateways,
+    /// What all members know to apply; see [`super::level`].
+    pub(super) level: u32,
+    /// Operations on many jobs, under way and done.
+    pub(super) bulks: Bulks,
     /// The image being taken, if any. Not part of the state.
     pub(super) saving: Option<Box<Saving>>,
     /// Counts images begun. Not part of the state.
@@ -102,6 +107,8 @@ impl Engine {
             pauses: Runs::default(),
             reserved: Reserved::default(),
             gateways: Gateways::default(),
+            level: 0,
+            bulks: Bulks::default(),
             saving: None,
             snapshots: 0,
             serial: 0,
@@ -147,6 +154,7 @@ impl Engine {
             0 => {}
             left => return Err(DecodeError::LeftOver(left)),
         }
+        self.work_on_bulks(&mut run);
         self.end_offers(&mut run);
         self.note_tubes(&mut run);
         let Run { mut offers, effects, .. } = run;
@@ -214,6 +222,8 @@ impl Engine {
             NodeCommand::SetDraining { on } => self.draining = on,
             NodeCommand::Mark { nonce } => self.marking = Some(nonce),
             NodeCommand::Leave { node, on } => self.leave(node, on),
+            NodeCommand::Level { level } => self.raise_level(level),
+            NodeCommand::Bulk(order) => self.begin_bulk(&order),
         }
     }
 

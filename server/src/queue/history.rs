@@ -87,6 +87,9 @@ impl Engine {
             history.add_session(session);
             history.add(*want);
         }
+        for done in self.bulks.progress() {
+            self.history.add(done);
+        }
         if let Some(nonce) = self.marking.take() {
             self.mark = Mark { nonce, index: self.applied, hash: self.history.0 };
         }

@@ -1,6 +1,7 @@
 //! The image of the state: its bytes, and the way back.
 //!
-//! Version 1. `u8`, `u16`, `u32`, `u64` are little-endian; `v` is a number in LEB128 (7 bits a byte, the
+//! Version 1 at level 0 (see [`super::level`]), so that members of an older release can load it; else version 2, which
+//! has the annex. `u8`, `u16`, `u32`, `u64` are little-endian; `v` is a number in LEB128 (7 bits a byte, the
 //! lowest first); `z` is a difference as `v` of its zigzag form.
 //!
 //! ```text
@@ -12,6 +13,7 @@
 //! ├────────────┴─────────────┴─────────────┴──────────────────────────────────────┬──┘
 //! │ draining u8, leaving node u32, gateways u32                                   │
 //! │ gateway*: node u32, epoch u64, nonce u64, sequence u64, live u8               │  by node
+//! │ version 2: level u32, length u32, annex (see `annex`)                         │
 //! ├───────────────────────────────────────────────────────────────────────────────┤
 //! │ tube*: 1 u8, birth v (less the one before), name length u8, name,             │  by birth
 //! │        total jobs v, cmd-delete v, cmd-pause v,                               │
@@ -46,8 +48,10 @@ use super::record::{Record, Terms};
 use super::types::JobState;
 
 pub(super) const MAGIC: &[u8; 4] = b"BPQI";
-/// Version of the image format.
-pub const IMAGE_VERSION: u16 = 1;
+/// Newest version of the image format.
+pub const IMAGE_VERSION: u16 = 2;
+/// Version of the format of a state of level 0.
+pub(super) const PLAIN_VERSION: u16 = 1;
 
 pub(super) const END: u8 = 0;
 pub(super) const TUBE: u8 = 1;
@@ -123,7 +127,8 @@ impl ImageWriter {
     pub fn new(engine: &Engine) -> Self {
         let mut head = Vec::new();
         head.extend_from_slice(MAGIC);
-        head.extend_from_slice(&IMAGE_VERSION.to_le_bytes());
+        let version = if engine.level == 0 { PLAIN_VERSION } else { IMAGE_VERSION };
+        head.extend_from_slice(&version.to_le_bytes());
         head.extend_from_slice(&[0; 2]);
         let numbers = [
             engine.applied,
@@ -152,6 +157,7 @@ impl ImageWriter {
             head.extend_from_slice(&life.sequence.to_le_bytes());
             head.push(u8::from(life.live));
         }
+        head.append(&mut engine.annex());
         let (crc, before) = (Hasher::new(), Before::default());
         ImageWriter { head, crc, tubes: 0, jobs: 0, last_born: 0, before }
     }

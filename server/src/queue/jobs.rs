@@ -168,6 +168,15 @@ impl Jobs {
         self.terms.remove(before);
     }
 
+    /// Moves a job that is in no order to another tube.
+    pub fn set_tube(&mut self, slot: u32, tube: u32) {
+        let terms = self.terms(slot);
+        let record = &mut self.records[slot];
+        let before = record.terms();
+        record.set_terms(self.terms.add(Terms { tube, ..terms }));
+        self.terms.remove(before);
+    }
+
     pub fn counts(&self, slot: u32) -> Counts {
         match self.side(slot).counts {
             0 => Counts::default(),

@@ -17,11 +17,14 @@
 //! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
 //!   a job from one state to another
 //! - `reads`: looking at the state; `history`: a hash of all that was done, to compare nodes by
-//! - `snapshot`, `image`, `restore`: the state as bytes
+//! - `bulk`: operations on many jobs, a slice with each entry; `level`: what all members know to apply
+//! - `snapshot`, `image`, `annex`, `restore`: the state as bytes
 //! - `verify`: whether it is sound
 //! - `jobs`, `tubes`, `reserved`: what is kept; `slab`, `runs`, `names`: in what
 
+mod annex;
 mod batch;
+mod bulk;
 mod commands;
 mod decode;
 mod due;
@@ -30,6 +33,7 @@ mod gateways;
 mod history;
 mod image;
 mod jobs;
+mod level;
 mod moves;
 mod names;
 mod offers;
@@ -46,9 +50,11 @@ mod types;
 mod verify;
 
 pub use batch::{BATCH_VERSION, BODY_OVERHEAD, BatchBuilder};
+pub use bulk::{BULKS_MAX, BulkCount, BulkOrder, BulkVerb, BulkView, States};
 pub use decode::DecodeError;
 pub use engine::Engine;
 pub use image::IMAGE_VERSION;
+pub use level::LEVEL;
 pub use outline::{Item, outline};
 pub use snapshot::SnapshotCursor;
 pub use types::{

@@ -79,9 +79,14 @@ impl Engine {
     /// Buries a job that is nowhere, behind those that are.
     pub(super) fn place_buried(&mut self, id: u64, slot: u32) {
         self.last_seq += 1;
-        self.jobs.set_place(slot, Place::Buried(self.last_seq));
+        self.place_buried_at(id, slot, self.last_seq);
+    }
+
+    /// Buries a job that is nowhere at a place in the order of burying that nobody else has.
+    pub(super) fn place_buried_at(&mut self, id: u64, slot: u32, at: u64) {
+        self.jobs.set_place(slot, Place::Buried(at));
         let tube = self.jobs.tube(slot);
-        let key = TimeKey { at: self.last_seq, id };
+        let key = TimeKey { at, id };
         self.tubes.reorder(tube, |home| home.buried.insert(key));
         self.totals.buried += 1;
     }

@@ -42,14 +42,15 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                         f(item);
                     }
                 }
-                Command::Node(NodeCommand::GatewayUp { .. } | NodeCommand::GatewayGone { .. }) => {
-                    f(Item::MayReady)
-                }
+                Command::Node(
+                    NodeCommand::GatewayUp { .. } | NodeCommand::GatewayGone { .. } | NodeCommand::Bulk(_),
+                ) => f(Item::MayReady),
                 Command::Node(
                     NodeCommand::TubeGone { .. }
                     | NodeCommand::SetDraining { .. }
                     | NodeCommand::Mark { .. }
-                    | NodeCommand::Leave { .. },
+                    | NodeCommand::Leave { .. }
+                    | NodeCommand::Level { .. },
                 ) => {}
             }
         }

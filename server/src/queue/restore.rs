@@ -10,9 +10,11 @@ use super::engine::Engine;
 use super::gateways::Life;
 use super::history::History;
 use super::image::{
-    Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE, STATE, TUBE,
+    Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, PLAIN_VERSION, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE,
+    STATE, TUBE,
 };
 use super::jobs::{Counts, Hold, Place};
+use super::level::LEVEL;
 use super::record::{Record, Terms};
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
 use super::types::{Mark, URGENT_BELOW};
@@ -59,8 +61,9 @@ impl Engine {
             return Err(bad("it does not begin with BPQI"));
         }
         let version = u16::from_le_bytes(source.array()?);
-        if version != IMAGE_VERSION {
-            return Err(bad(format!("its version is {version}, and this release reads {IMAGE_VERSION}")));
+        if !(PLAIN_VERSION..=IMAGE_VERSION).contains(&version) {
+            let read = format!("{PLAIN_VERSION} to {IMAGE_VERSION}");
+            return Err(bad(format!("its version is {version}, and this release reads {read}")));
         }
         source.array::<2>()?;
         self.applied = source.u64()?;
@@ -81,7 +84,23 @@ impl Engine {
             let live = source.u8()? != 0;
             self.gateways.set(node, Life { epoch, nonce, sequence, live });
         }
-        Ok(())
+        if version > PLAIN_VERSION { self.read_level(source) } else { Ok(()) }
+    }
+
+    fn read_level(&mut self, source: &mut Source<'_>) -> io::Result<()> {
+        self.level = u32::from_le_bytes(source.array()?);
+        if self.level == 0 || self.level > LEVEL {
+            let level = self.level;
+            return Err(bad(format!("its level is {level}, and this release reads levels up to {LEVEL}")));
+        }
+        let mut left = u32::from_le_bytes(source.array()?) as usize;
+        let mut annex = Vec::new();
+        while left > 0 {
+            let part = left.min(RECORD_MAX);
+            annex.extend_from_slice(source.take(part)?);
+            left -= part;
+        }
+        self.read_annex(&annex).map_err(bad)
     }
 
     fn read_tube(&mut self, source: &mut Source<'_>, state: &mut Progress) -> io::Result<()> {

@@ -1,7 +1,9 @@
 //! Entries as plain data: what the tests generate, what the model applies, and what becomes a batch for the
 //! engine.
 
-use beanpole::queue::{BODY_OVERHEAD, BatchBuilder, Gateway, SessionId};
+use beanpole::queue::{
+    BODY_OVERHEAD, BatchBuilder, BulkOrder, BulkVerb, Gateway, JobState, SessionId, States,
+};
 use beanpole_raft::{BodyAddr, Payload};
 use bytes::Bytes;
 
@@ -23,7 +25,35 @@ pub enum Cmd {
     Unreserve { conn: u64, want: u64, id: u64 },
     TubeGone { tube: String },
     Draining { on: bool },
+    Level { level: u32 },
+    Bulk(Bulk),
     Noop { conn: u64 },
+}
+
+/// An operation on many jobs.
+#[derive(Clone, Debug)]
+pub struct Bulk {
+    pub nonce: u64,
+    pub verb: BulkVerb,
+    pub states: Vec<JobState>,
+    pub older_us: u64,
+    pub limit: u64,
+    pub tube: String,
+    pub to: String,
+}
+
+impl Bulk {
+    /// All jobs of a tube.
+    pub fn all(nonce: u64, verb: BulkVerb, tube: &str, to: &str) -> Self {
+        let states = vec![JobState::Ready, JobState::Delayed, JobState::Buried];
+        Bulk { nonce, verb, states, older_us: 0, limit: u64::MAX, tube: tube.into(), to: to.into() }
+    }
+
+    fn order(&self) -> BulkOrder<'_> {
+        let states = self.states.iter().fold(States::default(), |all, state| all.and(States::only(*state)));
+        let Bulk { nonce, verb, older_us, limit, .. } = *self;
+        BulkOrder { nonce, verb, states, older_us, limit, tube: &self.tube, to: &self.to }
+    }
 }
 
 /// A gateway's section.
@@ -111,6 +141,8 @@ fn append(batch: &mut BatchBuilder, command: &Cmd) {
         Cmd::Unreserve { conn, want, id } => batch.unreserve(*conn, *want, *id),
         Cmd::TubeGone { tube } => batch.tube_gone(tube.as_bytes()),
         Cmd::Draining { on } => batch.set_draining(*on),
+        Cmd::Level { level } => batch.raise_level(*level),
+        Cmd::Bulk(bulk) => batch.bulk(&bulk.order()),
         Cmd::Noop { conn } => batch.noop(*conn),
     }
 }

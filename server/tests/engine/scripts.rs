@@ -10,8 +10,10 @@
 //! > closed w [WANT...] | unreserve w WANT ID
 //! > offer w WANT TUBE...               w's want may be served by this entry
 //! > up NODE NONCE | gone NODE EPOCH | tube-gone TUBE | draining on|off
+//! > level LEVEL
+//! > purge NONCE TUBE | move NONCE TUBE TO | kick-all NONCE TUBE   each [states=ready,...] [older=2s] [limit=N]
 //! > section NODE EPOCH SEQUENCE        commands below are in a section of their own
-//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s
+//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks
 //! > ? restart                          the state goes through its image
 //! ```
 //!
@@ -22,9 +24,11 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use beanpole::queue::{Effects, Engine, Gateway, JobState, Outcome, RefusedWhy, SessionId};
+use beanpole::queue::{
+    BulkVerb, BulkView, Effects, Engine, Gateway, JobState, Outcome, RefusedWhy, SessionId,
+};
 
-use crate::entries::{Cmd, Entry, Offered, Sect};
+use crate::entries::{Bulk, Cmd, Entry, Offered, Sect};
 use crate::snapshots::{image, restore};
 
 #[test]
@@ -184,6 +188,16 @@ impl Teller {
                 return (0, Cmd::Gone { gateway });
             }
             ["tube-gone", tube] => return (0, Cmd::TubeGone { tube: tube.to_string() }),
+            ["level", level] => return (0, Cmd::Level { level: number(level) as u32 }),
+            ["purge", nonce, tube, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Purge, tube, ""), words)));
+            }
+            ["move", nonce, tube, to, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Move, tube, to), words)));
+            }
+            ["kick-all", nonce, tube, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Kick, tube, ""), words)));
+            }
             ["draining", on] => return (0, Cmd::Draining { on: *on == "on" }),
             _ => {}
         }
@@ -313,6 +327,15 @@ impl Teller {
                 let left = time(time_left);
                 format!("{} transitions\n", self.engine.due_now(self.stamp + left, self.lease + left))
             }
+            ["bulks"] => {
+                let shown = |bulk: &BulkView| {
+                    let to = if bulk.to.is_empty() { String::new() } else { format!(" to {}", bulk.to) };
+                    let state = if bulk.running { "goes on" } else { "done" };
+                    let (verb, tube) = (bulk.verb.as_str(), &bulk.tube);
+                    format!("{} {verb} {tube}{to}: {} of {}, {state}\n", bulk.nonce, bulk.done, bulk.total)
+                };
+                self.engine.bulks().map(shown).collect()
+            }
             ["restart"] => {
                 let image = image(&mut self.engine, 1000);
                 self.engine = restore(&image);
@@ -364,6 +387,23 @@ impl Teller {
             write!(told, "; paused {} times, now for {} s, {left} left", t.cmd_pause, t.pause_s).unwrap();
         }
         told + "\n"
+    }
+}
+
+/// With what the words besides say.
+fn bulk(all: Bulk, words: &[&str]) -> Bulk {
+    let named = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let state = |name: &str| match name {
+        "ready" => JobState::Ready,
+        "delayed" => JobState::Delayed,
+        "buried" => JobState::Buried,
+        other => panic!("`{other}` is no state of a bulk operation"),
+    };
+    Bulk {
+        states: named("states").map_or(all.states, |states| states.split(',').map(state).collect()),
+        older_us: named("older").map_or(0, time),
+        limit: named("limit").map_or(u64::MAX, number),
+        ..all
     }
 }
 
