@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{Admission, Parts, Stance};
 use crate::cluster::report::{Addresses, Reports};
-use crate::gateway::{ColdRead, Gateway};
+use crate::gateway::{ColdRead, Gateway, Pair};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
 use crate::net::Pool;
 use crate::queue::{Effects, Engine, LEVEL, SnapshotCursor};
@@ -129,6 +129,17 @@ impl Shared {
     /// The leader's word, now and at each change.
     pub fn watch_word(&self) -> watch::Receiver<Stance> {
         self.word.subscribe()
+    }
+
+    /// Workers seem to feed themselves: a line and an event.
+    fn suspect_loop(&self, pair: &Pair) {
+        let Pair { from, to, rate, hops, .. } = pair;
+        let text = format!(
+            "a loop is suspected: workers that hold jobs of {from} put into {to}, {hops} hops deep, {rate} a second; \
+             look at what these workers put, and limit it with `beanpole tube policy set {to} --max-hops N`"
+        );
+        tracing::warn!("{text}");
+        self.admission.events.note("loop", text);
     }
 
     /// How much may be used for what clients send and do not complete, and for replies that they do not take, of a budget.
@@ -342,6 +353,9 @@ impl StateMachine for Machine {
         let mut gateway = self.shared.gateway.lock();
         gateway.applied_up_to(index);
         gateway.flush(REPLIES_AT_ONCE);
+        for pair in gateway.take_suspicions() {
+            self.shared.suspect_loop(&pair);
+        }
         self.shared.wake_for(&gateway);
     }
 

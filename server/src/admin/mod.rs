@@ -13,6 +13,9 @@
 //! | `POST /api/v1/tubes/move?tube=NAME&to=NAME&states=S,S&older_ms=N&nonce=N` | moves jobs to another tube |
 //! | `POST /api/v1/tubes/kick?tube=NAME&limit=N&nonce=N` | kicks jobs; all without `limit` |
 //! | `GET /api/v1/bulk`, `GET /api/v1/bulk/NONCE` | such operations and how far they are |
+//! | `GET /api/v1/policies` | limits and rules of tubes |
+//! | `PUT /api/v1/policies?pattern=P&max_jobs=N&...`, `DELETE /api/v1/policies?pattern=P` | sets or removes one, whole |
+//! | `GET /api/v1/tubes/show?tube=NAME` | a tube, its policy, and what that did |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -32,6 +35,7 @@ pub(crate) mod bulk;
 mod members;
 mod memory;
 mod metrics;
+pub(crate) mod policy;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -114,6 +118,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/tubes/purge", post(bulk::purge))
         .route("/api/v1/tubes/move", post(bulk::move_jobs))
         .route("/api/v1/tubes/kick", post(bulk::kick))
+        .route("/api/v1/tubes/show", get(policy::show))
+        .route("/api/v1/policies", get(policy::list).put(policy::set).delete(policy::remove))
         .route("/api/v1/bulk", get(bulk::list))
         .route("/api/v1/bulk/{nonce}", get(bulk::one))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))

@@ -6,6 +6,7 @@ mod cluster;
 mod dev;
 mod import;
 mod node;
+mod policy;
 mod progress;
 mod recover;
 mod roll;
@@ -36,7 +37,7 @@ enum Verb {
     Cluster(cluster::ClusterArgs),
     /// One node of a cluster: is it safe to stop, drain, resume, wait
     Node(node::NodeArgs),
-    /// Many jobs of a tube at once: purge, move, kick
+    /// Many jobs of a tube at once: purge, move, kick; limits and rules of tubes
     Tube(tube::TubeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),

@@ -1,4 +1,4 @@
-//! `beanpole tube`: many jobs of a tube at once.
+//! `beanpole tube`: many jobs of a tube at once. Limits and rules of tubes are in [`super::policy`].
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Failure, Output, REFUSED, TIMED_OUT, UNREACHABLE, YES};
+use super::policy::{self, PolicyArgs};
 use super::progress::Progress;
 use crate::admin::bulk::{Bulk, Counted};
 use crate::units::Span;
@@ -88,6 +89,13 @@ enum Verb {
         #[arg(value_name = "N")]
         bound: Option<u64>,
     },
+    /// Show a tube: its jobs, its policy, and what that did
+    Show {
+        /// The tube
+        name: String,
+    },
+    /// Limits and rules of tubes
+    Policy(PolicyArgs),
 }
 
 /// Runs the verb.
@@ -109,6 +117,8 @@ fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
             let limit = bound.map_or(String::new(), |bound| format!("&limit={bound}"));
             work(ask, "kick", &format!("/api/v1/tubes/kick?tube={}{limit}", escaped(name)))
         }
+        Verb::Show { name } => policy::show(ask, name),
+        Verb::Policy(args) => policy::run(ask, args),
     }
 }
 
@@ -119,7 +129,7 @@ fn selection(verb: &str, tube: &str, state: StateArg, older_than: Option<Span>) 
 }
 
 /// A value in a query.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(one).collect()
@@ -140,7 +150,7 @@ fn work(ask: &Ask, what: &'static str, path: &str) -> Result<u8, Failure> {
     // Any number that was not used before; JSON readers keep 53 bits.
     let nonce = rand::random::<u64>() >> 11 | 1;
     let order = format!("{path}&nonce={nonce}");
-    begin(ask, &order)?;
+    change(ask, "POST", &order)?;
     let mut progress = Progress::new(what);
     let (mut heard, mut asked) = (Instant::now(), Instant::now());
     loop {
@@ -168,10 +178,11 @@ fn work(ask: &Ask, what: &'static str, path: &str) -> Result<u8, Failure> {
     }
 }
 
-fn begin(ask: &Ask, order: &str) -> Result<(), Failure> {
+/// Asks any node for a change, and for a moment again while that is refused.
+pub fn change(ask: &Ask, method: &str, path: &str) -> Result<(), Failure> {
     let begun = Instant::now();
     loop {
-        match on_any(ask, |address| admin::change("POST", address, order)) {
+        match on_any(ask, |address| admin::change(method, address, path)) {
             Ok(_) => return Ok(()),
             Err(failure) if failure.code != REFUSED || begun.elapsed() > REFUSED_MAX => return Err(failure),
             Err(_) => std::thread::sleep(LOOK_EVERY),
@@ -199,7 +210,7 @@ fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Failure> {
 }
 
 /// Asks one node after the other until one does not say that it cannot.
-fn on_any<T>(ask: &Ask, request: impl Fn(&str) -> Result<T, Failure>) -> Result<T, Failure> {
+pub fn on_any<T>(ask: &Ask, request: impl Fn(&str) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut last = Failure::new(UNREACHABLE, "no --admin address is given");
     for address in &ask.admin {
         match request(address) {

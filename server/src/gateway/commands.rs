@@ -8,6 +8,9 @@ use super::counters::Counters;
 use super::session::{Blocked, ConnId, Held, ReadCommand, Session, Slot};
 use super::{Gateway, OpenBatch};
 
+/// A put's body comes with its CRLF.
+const CRLF_BYTES: usize = 2;
+
 impl Gateway {
     /// Takes one request of a session that may take one.
     pub fn request(&mut self, conn: ConnId, request: Request<'_>) {
@@ -75,6 +78,10 @@ impl Gateway {
         // What is left of the disk belongs to the commands that empty the queue. And without a leader it was certainly not
         // proposed: that is said in a word that every client knows.
         if self.is_cut_off() || self.bodies.no_space() {
+            return self.reply_now(conn, &Reply::OutOfMemory);
+        }
+        if self.is_over_limit(conn, body.len().saturating_sub(CRLF_BYTES)) {
+            self.note_over_limit();
             return self.reply_now(conn, &Reply::OutOfMemory);
         }
         let Some(session) = self.sessions.get_mut(conn) else { return };

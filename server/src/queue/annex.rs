@@ -3,6 +3,10 @@
 //! ```text
 //! level u32, length u32, section*          section: kind u8, length u32, bytes
 //!   1 bulks     running u32, bulk*, done u32, view*
+//!   2 policies  policy u32, (pattern, policy as in an entry)*
+//!   3 extras    refused u64, dead u64, expired u64: of all tubes ever; tubes u32, by birth:
+//!               (birth u64, refused u64, dead u64, expired u64, paid u64, sweep u64)*
+//!   4 sweep     bulk: the one under way
 //! bulk: view, states u8, until u64, last id u64, last seq u64, left u64, stage u8, key u64, u64
 //! view: nonce u64, verb u8, tube, to, done u64, looked u64, total u64
 //! tube: length u8, bytes
@@ -10,11 +14,17 @@
 //!
 //! A section that is empty is left out. An unknown one is refused: a part of the state must not get lost.
 
+use super::batch::put_policy;
 use super::bulk::{Bulk, BulkVerb, BulkView, Bulks, Cursor, States};
+use super::decode as entry;
 use super::engine::Engine;
+use super::policy::{Extra, Policies, Tally};
 use super::types::JobState;
 
 const BULKS: u8 = 1;
+const POLICIES: u8 = 2;
+const EXTRAS: u8 = 3;
+const SWEEP: u8 = 4;
 
 /// What is wrong with an annex.
 pub(super) type Wrong = &'static str;
@@ -31,6 +41,15 @@ impl Engine {
         if !self.bulks.running.is_empty() || !self.bulks.done.is_empty() {
             section(&mut out, BULKS, |out| put_bulks(out, &self.bulks));
         }
+        if self.policies.len() > 0 {
+            section(&mut out, POLICIES, |out| put_policies(out, &self.policies));
+        }
+        if !self.policies.extras.is_empty() || self.policies.total != Tally::default() {
+            section(&mut out, EXTRAS, |out| put_extras(out, &self.policies));
+        }
+        if let Some(sweep) = &self.policies.sweep {
+            section(&mut out, SWEEP, |out| put_bulk(out, sweep));
+        }
         set_length(&mut out, 4);
         out
     }
@@ -44,6 +63,9 @@ impl Engine {
             let mut section = Reader(annex.take(len)?);
             match kind {
                 BULKS => self.bulks = bulks(&mut section)?,
+                POLICIES => read_policies(&mut section, &mut self.policies)?,
+                EXTRAS => read_extras(&mut section, &mut self.policies)?,
+                SWEEP => self.policies.sweep = Some(bulk(&mut section)?),
                 _ => return Err("it has a section of an unknown kind"),
             }
             if !section.0.is_empty() {
@@ -88,20 +110,41 @@ fn put_name(out: &mut Vec<u8>, name: &str) {
 fn put_bulks(out: &mut Vec<u8>, bulks: &Bulks) {
     put_count(out, bulks.running.len());
     for bulk in &bulks.running {
-        put_view(out, &bulk.view);
-        out.push(bulk.states.bits());
-        put_u64s(out, [bulk.until_us, bulk.last_id, bulk.last_seq, bulk.left]);
-        out.push(match bulk.at.stage {
-            None => 0,
-            Some(JobState::Delayed) => 1,
-            Some(JobState::Buried) => 2,
-            Some(JobState::Ready | JobState::Reserved) => 3,
-        });
-        put_u64s(out, [bulk.at.key.0, bulk.at.key.1]);
+        put_bulk(out, bulk);
     }
     put_count(out, bulks.done.len());
     for view in &bulks.done {
         put_view(out, view);
+    }
+}
+
+fn put_bulk(out: &mut Vec<u8>, bulk: &Bulk) {
+    put_view(out, &bulk.view);
+    out.push(bulk.states.bits());
+    put_u64s(out, [bulk.until_us, bulk.last_id, bulk.last_seq, bulk.left]);
+    out.push(match bulk.at.stage {
+        None => 0,
+        Some(JobState::Delayed) => 1,
+        Some(JobState::Buried) => 2,
+        Some(JobState::Ready | JobState::Reserved) => 3,
+    });
+    put_u64s(out, [bulk.at.key.0, bulk.at.key.1]);
+}
+
+fn put_policies(out: &mut Vec<u8>, policies: &Policies) {
+    put_count(out, policies.len());
+    for (pattern, policy) in policies.iter() {
+        put_name(out, &pattern);
+        put_policy(out, policy);
+    }
+}
+
+fn put_extras(out: &mut Vec<u8>, policies: &Policies) {
+    put_u64s(out, [policies.total.refused, policies.total.dead, policies.total.expired]);
+    put_count(out, policies.extras.len());
+    for (born, extra) in &policies.extras {
+        let Tally { refused, dead, expired } = extra.tally;
+        put_u64s(out, [*born, refused, dead, expired, extra.paid_ns, extra.sweep_at]);
     }
 }
 
@@ -124,6 +167,30 @@ fn bulks(from: &mut Reader<'_>) -> Result<Bulks, Wrong> {
         bulks.done.push_back(view(from, false)?);
     }
     Ok(bulks)
+}
+
+fn read_policies(from: &mut Reader<'_>, policies: &mut Policies) -> Result<(), Wrong> {
+    for _ in 0..from.u32()? {
+        let pattern = from.name()?.to_owned();
+        let mut entry = entry::Reader::new(from.0);
+        let policy = entry.policy().map_err(|_| "a policy cannot be read")?;
+        from.0 = entry.rest();
+        policies.set(&pattern, Some(policy));
+    }
+    Ok(())
+}
+
+fn tally(from: &mut Reader<'_>) -> Result<Tally, Wrong> {
+    Ok(Tally { refused: from.u64()?, dead: from.u64()?, expired: from.u64()? })
+}
+
+fn read_extras(from: &mut Reader<'_>, policies: &mut Policies) -> Result<(), Wrong> {
+    policies.total = tally(from)?;
+    for _ in 0..from.u32()? {
+        let (born, tally) = (from.u64()?, tally(from)?);
+        policies.restore_extra(born, Extra { tally, paid_ns: from.u64()?, sweep_at: from.u64()? });
+    }
+    Ok(())
 }
 
 fn bulk(from: &mut Reader<'_>) -> Result<Bulk, Wrong> {

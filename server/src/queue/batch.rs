@@ -34,11 +34,13 @@
 //!   18 Leave         node u32, on u8
 //!   19 Level         level u32
 //!   20 Bulk          nonce u64, verb u8, states u8, older u64, limit u64, tube, to
+//!   21 Policy        on u8, pattern; if on: max deliveries u32, backoff u64, u64, u8, max reserved u64,
+//!                    max jobs u64, max bytes u64, max put rate u32, max age u64, max hops u8, pauses u8, dead tube
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
 //! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
-//! and 17 to 20 only.
+//! and 17 to 21 only.
 //!
 //! Commands from 20 on are proposed only once the replicated level (19) says that all members know them: see
 //! [`super::level`].
@@ -48,6 +50,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::bulk::BulkOrder;
 use super::decode::{Batch, DecodeError};
+use super::policy::Policy;
 use super::types::{Gateway, SessionId};
 
 /// Version byte of the entry format.
@@ -80,6 +83,7 @@ pub(super) mod tag {
     pub const LEAVE: u8 = 18;
     pub const LEVEL: u8 = 19;
     pub const BULK: u8 = 20;
+    pub const POLICY: u8 = 21;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -303,6 +307,16 @@ impl BatchBuilder {
         put_tube(&mut self.head, order.to.as_bytes());
     }
 
+    /// Sets the policy of a tube, or of all whose names begin as a pattern that ends in `*`; none removes it.
+    pub fn set_policy(&mut self, pattern: &str, policy: Option<&Policy>) {
+        self.command(tag::POLICY);
+        self.head.put_u8(u8::from(policy.is_some()));
+        put_tube(&mut self.head, pattern.as_bytes());
+        if let Some(policy) = policy {
+            put_policy(&mut self.head, policy);
+        }
+    }
+
     /// Keeps the place of a command that was taken back.
     pub fn noop(&mut self, conn: u64) {
         self.session_command(tag::NOOP, conn);
@@ -444,8 +458,23 @@ impl BatchBuilder {
     }
 }
 
+pub(super) fn put_policy(out: &mut impl BufMut, policy: &Policy) {
+    out.put_u32_le(policy.max_deliveries);
+    out.put_u64_le(policy.backoff_min_ms);
+    out.put_u64_le(policy.backoff_max_ms);
+    out.put_u8(policy.backoff_jitter);
+    out.put_u64_le(policy.max_reserved);
+    out.put_u64_le(policy.max_jobs);
+    out.put_u64_le(policy.max_bytes);
+    out.put_u32_le(policy.max_put_rate);
+    out.put_u64_le(policy.max_age_ms);
+    out.put_u8(policy.max_hops);
+    out.put_u8(u8::from(policy.pause_input) | u8::from(policy.pause_output) << 1);
+    put_tube(out, policy.dead_tube.as_deref().unwrap_or_default().as_bytes());
+}
+
 /// Names are validated where they enter the process; here only their length matters.
-fn put_tube(out: &mut BytesMut, tube: &[u8]) {
+fn put_tube(out: &mut impl BufMut, tube: &[u8]) {
     out.put_u8(u8::try_from(tube.len()).expect("a tube's name has at most 200 bytes"));
-    out.extend_from_slice(tube);
+    out.put_slice(tube);
 }

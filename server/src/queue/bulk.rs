@@ -41,6 +41,8 @@ pub enum BulkVerb {
     Move,
     /// It becomes ready.
     Kick,
+    /// It is too old by its tube's policy. Nobody asks for it: see [`super::policy`].
+    Expire,
 }
 
 impl BulkVerb {
@@ -51,6 +53,7 @@ impl BulkVerb {
             BulkVerb::Purge => "purge",
             BulkVerb::Move => "move",
             BulkVerb::Kick => "kick",
+            BulkVerb::Expire => "expire",
         }
     }
 
@@ -59,11 +62,13 @@ impl BulkVerb {
             BulkVerb::Purge => 1,
             BulkVerb::Move => 2,
             BulkVerb::Kick => 3,
+            BulkVerb::Expire => 4,
         }
     }
 
     pub(super) fn of_code(code: u8) -> Option<Self> {
-        [BulkVerb::Purge, BulkVerb::Move, BulkVerb::Kick].into_iter().find(|verb| verb.code() == code)
+        let all = [BulkVerb::Purge, BulkVerb::Move, BulkVerb::Kick, BulkVerb::Expire];
+        all.into_iter().find(|verb| verb.code() == code)
     }
 }
 
@@ -192,6 +197,17 @@ pub(super) struct Bulk {
     pub at: Cursor,
 }
 
+impl Bulk {
+    /// A look at all jobs of a tube, for those that are too old.
+    pub fn sweep(tube: Arc<str>, until_us: u64, last_id: u64, last_seq: u64) -> Self {
+        let verb = BulkVerb::Expire;
+        let view =
+            BulkView { nonce: 0, verb, tube, to: "".into(), done: 0, looked: 0, total: 0, running: true };
+        let (states, left, at) = (States::ALL, u64::MAX, Cursor::START);
+        Bulk { view, states, until_us, last_id, last_seq, left, at }
+    }
+}
+
 /// Operations, the one that runs first.
 #[derive(Default)]
 pub(super) struct Bulks {
@@ -248,6 +264,9 @@ impl Engine {
         if self.bulks.find(order.nonce).is_some() {
             return;
         }
+        if order.verb == BulkVerb::Expire {
+            return;
+        }
         let states = self.states_of(order);
         let view = BulkView {
             nonce: order.nonce,
@@ -278,7 +297,7 @@ impl Engine {
 
     fn states_of(&self, order: &BulkOrder<'_>) -> States {
         match order.verb {
-            BulkVerb::Purge | BulkVerb::Move => order.states,
+            BulkVerb::Purge | BulkVerb::Move | BulkVerb::Expire => order.states,
             BulkVerb::Kick => {
                 let (buried, delayed) = (States::only(JobState::Buried), States::only(JobState::Delayed));
                 match order.limit {
@@ -306,6 +325,16 @@ impl Engine {
                 return self.bulks.running.push_front(bulk);
             }
             self.bulks.finish(bulk.view);
+        }
+        while room.acts > 0 && room.looks > 0 {
+            let Some(mut sweep) = self.policies.sweep.take().or_else(|| self.begin_sweep()) else { return };
+            // One of an empty tube costs something too.
+            room.looks -= 1;
+            if !self.bulk_slice(run, &mut sweep, &mut room) {
+                self.policies.sweep = Some(sweep);
+                return;
+            }
+            self.end_sweep(&sweep.view.tube);
         }
     }
 
@@ -351,7 +380,7 @@ impl Engine {
         let id = key.1;
         bulk.at.pass(key);
         bulk.view.looked += 1;
-        room.looks -= 1;
+        room.looks = room.looks.saturating_sub(1);
         let slot = self.jobs.find(id).expect("a tube's job is there, and a slice looks at each once");
         // A job that was moved to a tube that somebody waits for may have let this one be handed out.
         let is_there = self.jobs.state(slot) == stage && self.jobs.tube(slot) == tube;
@@ -364,6 +393,7 @@ impl Engine {
             BulkVerb::Purge => self.purge_one(run, id, slot),
             BulkVerb::Move => self.move_one(run, id, slot, &bulk.view.to),
             BulkVerb::Kick => self.kick_one(run, id, slot),
+            BulkVerb::Expire => self.expire_by_age(run, id, slot),
         }
         room.acts -= 1;
         bulk.left -= 1;
@@ -372,9 +402,7 @@ impl Engine {
 
     fn purge_one(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
         self.take_out(id, slot);
-        let record = self.jobs.remove(id, slot);
-        run.effects.released.push(record.body);
-        self.note_lost(run, record.terms.tube);
+        self.forget_job(run, id, slot);
     }
 
     /// State, order of burying and counters stay; the tube may have gone since the last one, and is made again.
@@ -382,7 +410,7 @@ impl Engine {
         let to = self.tube_for(run, to);
         let (from, place) = (self.jobs.tube(slot), self.jobs.place(slot));
         self.take_out(id, slot);
-        self.jobs.set_tube(slot, to);
+        self.change_tube(slot, to);
         match place {
             Place::Ready => self.place_ready(run, id, slot),
             Place::Delayed(due) => self.place_delayed(id, slot, due),

@@ -6,6 +6,7 @@ use beanpole_raft::Payload;
 use super::batch::{BATCH_VERSION, BODY_OVERHEAD, PREFIX_BYTES, tag};
 use super::bulk::{BulkOrder, BulkVerb, States};
 use super::level::LEVEL;
+use super::policy::Policy;
 use super::types::{Gateway, SessionId};
 
 /// Why an entry cannot be read.
@@ -64,6 +65,7 @@ pub(super) enum NodeCommand<'a> {
     Leave { node: u32, on: bool },
     Level { level: u32 },
     Bulk(BulkOrder<'a>),
+    Policy { pattern: &'a str, policy: Option<PolicyBytes<'a>> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +93,16 @@ pub(super) struct Put<'a> {
     pub ttr_s: u32,
     /// Length of the body with what surrounds it.
     pub body_len: u32,
+}
+
+/// A policy, as it lies in the entry; it was read once without an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct PolicyBytes<'a>(&'a [u8]);
+
+impl PolicyBytes<'_> {
+    pub fn read(self) -> Policy {
+        Reader { bytes: self.0, at: 0 }.policy().expect("it was read when the command was")
+    }
 }
 
 /// A list of wants, as it lies in the entry.
@@ -167,6 +179,10 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Reader { bytes, at: 0 }
+    }
+
     pub fn section(&mut self) -> Result<Section, DecodeError> {
         let gateway = Gateway { node: self.u32()?, epoch: self.u64()? };
         Ok(Section { gateway, sequence: self.u64()?, commands: self.u32()? })
@@ -189,6 +205,7 @@ impl<'a> Reader<'a> {
             tag::LEAVE => NodeCommand::Leave { node: self.u32()?, on: self.u8()? != 0 },
             tag::LEVEL => NodeCommand::Level { level: self.level()? },
             tag::BULK => NodeCommand::Bulk(self.bulk()?),
+            tag::POLICY => self.set_policy()?,
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))
     }
@@ -223,6 +240,39 @@ impl<'a> Reader<'a> {
         let (pri, delay_s, ttr_s) = (self.u32()?, self.u32()?, self.u32()?);
         let body_len = self.u32()?.checked_add(BODY_OVERHEAD as u32).ok_or(DecodeError::Body)?;
         Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len })
+    }
+
+    fn set_policy(&mut self) -> Result<NodeCommand<'a>, DecodeError> {
+        let on = self.u8()? != 0;
+        let pattern = self.tube()?;
+        let start = self.at;
+        if on {
+            self.policy()?;
+        }
+        let policy = on.then(|| PolicyBytes(&self.bytes[start..self.at]));
+        Ok(NodeCommand::Policy { pattern, policy })
+    }
+
+    /// The rest of what [`super::batch`] writes of a policy.
+    pub fn policy(&mut self) -> Result<Policy, DecodeError> {
+        let mut policy = Policy {
+            max_deliveries: self.u32()?,
+            backoff_min_ms: self.u64()?,
+            backoff_max_ms: self.u64()?,
+            backoff_jitter: self.u8()?,
+            max_reserved: self.u64()?,
+            max_jobs: self.u64()?,
+            max_bytes: self.u64()?,
+            max_put_rate: self.u32()?,
+            max_age_ms: self.u64()?,
+            max_hops: self.u8()?,
+            ..Policy::default()
+        };
+        let pauses = self.u8()?;
+        (policy.pause_input, policy.pause_output) = (pauses & 1 != 0, pauses & 2 != 0);
+        let dead_tube = self.tube()?;
+        policy.dead_tube = (!dead_tube.is_empty()).then(|| dead_tube.into());
+        Ok(policy)
     }
 
     fn level(&mut self) -> Result<u32, DecodeError> {

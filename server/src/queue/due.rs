@@ -17,8 +17,9 @@ impl Engine {
         let delayed = self.delayed.first().map(|key| key.at);
         let pause = self.pauses.first().map(|key| key.at);
         // The next slice of a bulk operation is always due.
-        let slice = self.bulks.is_working().then_some(0);
-        let stamp = delayed.into_iter().chain(pause).chain(slice).min();
+        let slice = (self.bulks.is_working() || self.policies.is_sweeping()).then_some(0);
+        let sweep = self.policies.next_sweep();
+        let stamp = delayed.into_iter().chain(pause).chain(slice).chain(sweep).min();
         Due { stamp, lease: self.reserved.by_deadline.first().map(|key| key.at) }
     }
 
@@ -26,7 +27,8 @@ impl Engine {
     /// fires.
     #[must_use]
     pub fn due_now(&self, stamp: u64, lease: u64) -> usize {
-        let mut due = usize::from(self.bulks.is_working());
+        let sweeps = self.policies.is_sweeping() || self.policies.next_sweep().is_some_and(|at| at <= stamp);
+        let mut due = usize::from(self.bulks.is_working() || sweeps);
         for head in self.delayed.iter().take_while(|key| key.at <= stamp) {
             let slot = self.jobs.find(head.id).expect("a delayed job is there");
             let home = self.tubes.get(self.jobs.tube(slot));

@@ -6,11 +6,12 @@
 use beanpole_raft::{BodyAddr, Payload};
 
 use super::bulk::Bulks;
-use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, Section};
+use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, PolicyBytes, Section};
 use super::gateways::Gateways;
 use super::history::{Before, History};
 use super::jobs::Jobs;
 use super::offers::Offers;
+use super::policy::Policies;
 use super::reserved::Reserved;
 use super::runs::Runs;
 use super::snapshot::Saving;
@@ -51,6 +52,7 @@ pub struct Engine {
     pub(super) level: u32,
     /// Operations on many jobs, under way and done.
     pub(super) bulks: Bulks,
+    pub(super) policies: Policies,
     /// The image being taken, if any. Not part of the state.
     pub(super) saving: Option<Box<Saving>>,
     /// Counts images begun. Not part of the state.
@@ -109,6 +111,7 @@ impl Engine {
             gateways: Gateways::default(),
             level: 0,
             bulks: Bulks::default(),
+            policies: Policies::default(),
             saving: None,
             snapshots: 0,
             serial: 0,
@@ -140,6 +143,7 @@ impl Engine {
         let mut run = Run { effects, offers, index, body_at, payload_len };
         self.take_offers(&mut run, &batch)?;
         self.fire_due(&mut run);
+        self.serve_freed(&mut run);
         let mut reader = batch.commands;
         for _ in 0..batch.sections {
             let section = reader.section()?;
@@ -147,6 +151,7 @@ impl Engine {
             for _ in 0..section.commands {
                 let command = reader.command()?;
                 live = self.execute(&mut run, &section, live, command)?;
+                self.serve_freed(&mut run);
             }
         }
         reader.end()?;
@@ -224,6 +229,9 @@ impl Engine {
             NodeCommand::Leave { node, on } => self.leave(node, on),
             NodeCommand::Level { level } => self.raise_level(level),
             NodeCommand::Bulk(order) => self.begin_bulk(&order),
+            NodeCommand::Policy { pattern, policy } => {
+                self.set_policy(run, pattern, policy.map(PolicyBytes::read));
+            }
         }
     }
 
@@ -235,7 +243,7 @@ impl Engine {
         body: BodyAddr,
     ) -> Option<Outcome> {
         Some(match command {
-            ClientCommand::Put(put) => self.put(run, &put, body),
+            ClientCommand::Put(put) => self.put(run, session, &put, body),
             ClientCommand::ReserveJob { id } => self.reserve_job(run, session, id),
             ClientCommand::Delete { id } => self.delete(run, session, id),
             ClientCommand::Release { id, pri, delay_s } => self.release(run, session, id, pri, delay_s),
@@ -291,7 +299,8 @@ impl Engine {
         let born = self.next_born;
         self.next_born += 1;
         self.totals.tubes += 1;
-        self.tubes.insert(Tube { name: name.into(), born, ..Tube::default() })
+        let policy = self.policies.of(name);
+        self.tubes.insert(Tube { name: name.into(), born, policy, ..Tube::default() })
     }
 
     /// The tube of that name, made if there is none; offers that wait for it find it from now on.

@@ -39,6 +39,7 @@ impl History {
             Outcome::Reserved { id, .. } => (10, *id),
             Outcome::Noop => (11, 0),
             Outcome::Draining => (12, 0),
+            Outcome::OverLimit => (13, 0),
         };
         self.add(kind);
         self.add(value);

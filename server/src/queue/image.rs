@@ -22,6 +22,7 @@
 //! │ job*:  flags u8, id v (less the one before),                                  │  by id
 //! │        [tube's birth v]              unless SAME_TUBE                         │
 //! │        [pri v, delay v, ttr v]       unless SAME_NUMBERS                      │
+//! │        [hops u8, reason u8]          if POLICY: one of them is not 0          │
 //! │        [entry z, created z]          unless SAME_ENTRY; from the job before   │
 //! │        body offset z, body length v  offset: from the end of the body before  │
 //! │                                      with SAME_ENTRY, else from 0             │
@@ -32,7 +33,7 @@
 //! │ 0 u8, tubes v, jobs v, CRC32 u32 of all bytes before it                       │
 //! └───────────────────────────────────────────────────────────────────────────────┘
 //! flags: 0x80, and 0x03 state (0 ready, 1 reserved, 2 delayed, 3 buried), 0x04 COUNTS, 0x08 SAME_TUBE,
-//!        0x10 SAME_NUMBERS, 0x20 SAME_ENTRY: equal to those of the job before
+//!        0x10 SAME_NUMBERS, 0x20 SAME_ENTRY: equal to those of the job before; 0x40 POLICY, in version 2
 //! ```
 //!
 //! What can be derived is not in it: orders, sums, slots.
@@ -61,6 +62,7 @@ pub(super) const COUNTS: u8 = 0x04;
 pub(super) const SAME_TUBE: u8 = 0x08;
 pub(super) const SAME_NUMBERS: u8 = 0x10;
 pub(super) const SAME_ENTRY: u8 = 0x20;
+pub(super) const POLICY: u8 = 0x40;
 
 /// A tube as the image has it.
 #[derive(Clone, Default)]
@@ -186,13 +188,16 @@ impl ImageWriter {
         let same_tube = job.born == before.born;
         let same_numbers = Before::numbers(record) == Before::numbers(last);
         let same_entry = record.body.index == last.body.index && record.created_us == last.created_us;
+        let (hops, reason) = (record.terms.hops, record.terms.reason.code());
+        let has_policy = hops > 0 || reason > 0;
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
         out.push(
             JOB | state_bits(job.place.state())
                 | flag(has_counts, COUNTS)
                 | flag(same_tube, SAME_TUBE)
                 | flag(same_numbers, SAME_NUMBERS)
-                | flag(same_entry, SAME_ENTRY),
+                | flag(same_entry, SAME_ENTRY)
+                | flag(has_policy, POLICY),
         );
         varint(out, job.id - before.id);
         if !same_tube {
@@ -200,6 +205,9 @@ impl ImageWriter {
         }
         if !same_numbers {
             varints(out, Before::numbers(record));
+        }
+        if has_policy {
+            out.extend_from_slice(&[hops, reason]);
         }
         let body = record.body;
         if same_entry {

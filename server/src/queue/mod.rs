@@ -17,6 +17,7 @@
 //! - `engine`: the state, and how an entry runs; `commands`, `due`, `offers`, `gateways`: its parts; `moves`:
 //!   a job from one state to another
 //! - `reads`: looking at the state; `history`: a hash of all that was done, to compare nodes by
+//! - `policy`: limits and rules of tubes
 //! - `bulk`: operations on many jobs, a slice with each entry; `level`: what all members know to apply
 //! - `snapshot`, `image`, `annex`, `restore`: the state as bytes
 //! - `verify`: whether it is sound
@@ -38,6 +39,7 @@ mod moves;
 mod names;
 mod offers;
 mod outline;
+mod policy;
 mod reads;
 mod record;
 mod reserved;
@@ -56,6 +58,7 @@ pub use engine::Engine;
 pub use image::IMAGE_VERSION;
 pub use level::LEVEL;
 pub use outline::{Item, outline};
+pub use policy::{Derived, POLICIES_MAX, Policy, Reason, Tally};
 pub use snapshot::SnapshotCursor;
 pub use types::{
     Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Mark, Outcome, Refused, RefusedWhy,

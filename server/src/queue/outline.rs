@@ -43,7 +43,10 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                     }
                 }
                 Command::Node(
-                    NodeCommand::GatewayUp { .. } | NodeCommand::GatewayGone { .. } | NodeCommand::Bulk(_),
+                    NodeCommand::GatewayUp { .. }
+                    | NodeCommand::GatewayGone { .. }
+                    | NodeCommand::Bulk(_)
+                    | NodeCommand::Policy { .. },
                 ) => f(Item::MayReady),
                 Command::Node(
                     NodeCommand::TubeGone { .. }

@@ -10,11 +10,12 @@ use super::engine::Engine;
 use super::gateways::Life;
 use super::history::History;
 use super::image::{
-    Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, PLAIN_VERSION, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE,
-    STATE, TUBE,
+    Before, COUNTS, END, IMAGE_VERSION, JOB, MAGIC, PLAIN_VERSION, POLICY, SAME_ENTRY, SAME_NUMBERS,
+    SAME_TUBE, STATE, TUBE,
 };
 use super::jobs::{Counts, Hold, Place};
 use super::level::LEVEL;
+use super::policy::Reason;
 use super::record::{Record, Terms};
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
 use super::types::{Mark, URGENT_BELOW};
@@ -110,7 +111,7 @@ impl Engine {
         }
         let len = source.u8()? as usize;
         let name = std::str::from_utf8(source.take(len)?).map_err(|_| bad("a tube's name is not text"))?;
-        let mut tube = Tube { name: name.into(), born, ..Tube::default() };
+        let mut tube = Tube { name: name.into(), born, policy: self.policies.of(name), ..Tube::default() };
         tube.total_jobs = source.varint()?;
         tube.cmd_delete = source.varint()?;
         tube.cmd_pause = source.varint()?;
@@ -144,6 +145,10 @@ impl Engine {
             0 => [source.number()?, source.number()?, source.number()?],
             _ => Before::numbers(&last),
         };
+        let (hops, reason) = match flags & POLICY {
+            0 => (0, Reason::None),
+            _ => (source.u8()?, checked(Reason::of_code(source.u8()?), "a job's reason")?),
+        };
         let (mut index, mut created_us, mut base) = (last.body.index, last.created_us, before.body_end());
         if flags & SAME_ENTRY == 0 {
             index = index.wrapping_add(source.zigzag()? as u64);
@@ -153,12 +158,14 @@ impl Engine {
         let offset = base.checked_add(source.zigzag()?).and_then(|offset| u32::try_from(offset).ok());
         let offset = checked(offset, "a body's offset")?;
         let body = BodyAddr { index, offset, len: source.number()? };
-        let record = Record { body, created_us, pri, terms: Terms { tube: state.tube, delay_s, ttr_s } };
+        let terms = Terms { tube: state.tube, delay_s, ttr_s, hops, reason };
+        let record = Record { body, created_us, pri, terms };
         state.before = Before { id, born, record };
         state.jobs += 1;
         if !record.fits() {
             return Err(bad("a job's entry is beyond all logs"));
         }
+        self.tubes.get_mut(state.tube).bytes += u64::from(body.len);
         let slot = self.jobs.insert(id, &record);
         if flags & COUNTS != 0 {
             let counts = source.counts()?;

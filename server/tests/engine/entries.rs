@@ -2,7 +2,7 @@
 //! engine.
 
 use beanpole::queue::{
-    BODY_OVERHEAD, BatchBuilder, BulkOrder, BulkVerb, Gateway, JobState, SessionId, States,
+    BODY_OVERHEAD, BatchBuilder, BulkOrder, BulkVerb, Gateway, JobState, Policy, SessionId, States,
 };
 use beanpole_raft::{BodyAddr, Payload};
 use bytes::Bytes;
@@ -27,6 +27,7 @@ pub enum Cmd {
     Draining { on: bool },
     Level { level: u32 },
     Bulk(Bulk),
+    Policy { pattern: String, policy: Option<Policy> },
     Noop { conn: u64 },
 }
 
@@ -142,6 +143,7 @@ fn append(batch: &mut BatchBuilder, command: &Cmd) {
         Cmd::TubeGone { tube } => batch.tube_gone(tube.as_bytes()),
         Cmd::Draining { on } => batch.set_draining(*on),
         Cmd::Level { level } => batch.raise_level(*level),
+        Cmd::Policy { pattern, policy } => batch.set_policy(pattern, policy.as_ref()),
         Cmd::Bulk(bulk) => batch.bulk(&bulk.order()),
         Cmd::Noop { conn } => batch.noop(*conn),
     }

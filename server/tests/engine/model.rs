@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use beanpole::queue::{
-    BulkVerb, Effects, Engine, Gateway, GatewayUp, Handout, JobState, JobView, Outcome, Refused, RefusedWhy,
-    SessionId, Totals, TubeView,
+    BODY_OVERHEAD, BulkVerb, Effects, Engine, Gateway, GatewayUp, Handout, JobState, JobView, Outcome,
+    Reason, Refused, RefusedWhy, SessionId, Totals, TubeView,
 };
 use beanpole_raft::{BodyAddr, Payload};
 
@@ -34,6 +34,7 @@ struct Job {
     releases: u32,
     buries: u32,
     kicks: u32,
+    hops: u8,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -70,6 +71,7 @@ pub struct Model {
     /// Begun in this entry, with the ids and the places in the order of burying up to which they go.
     bulks: Vec<(Bulk, u64, u64)>,
     nonces: Vec<u64>,
+    level: u32,
 }
 
 /// What one entry has going.
@@ -297,12 +299,13 @@ impl Model {
             Cmd::Gone { gateway } => return self.gone(now, *gateway),
             Cmd::TubeGone { tube } => return self.tube_gone(now, tube),
             Cmd::Draining { on } => return self.draining = *on,
-            Cmd::Level { .. } => return,
+            Cmd::Level { level } => return self.level = *level,
+            Cmd::Policy { .. } => unreachable!("the model knows no policies"),
             Cmd::Bulk(bulk) => return self.begin_bulk(bulk),
             Cmd::Closed { conn, undelivered } => return self.closed(now, who(*conn), undelivered),
             Cmd::Unreserve { conn, want, id } => return self.unreserve(now, who(*conn), *want, *id),
             Cmd::Put { conn, tube, pri, delay, ttr, .. } => {
-                (conn, self.put(now, tube, [*pri, *delay, *ttr], body.unwrap()))
+                (conn, self.put(now, who(*conn), tube, [*pri, *delay, *ttr], body.unwrap()))
             }
             Cmd::ReserveJob { conn, id } => (conn, self.reserve_job(now, who(*conn), *id)),
             Cmd::Delete { conn, id } => (conn, self.delete(now, who(*conn), *id)),
@@ -399,10 +402,19 @@ impl Model {
         }
     }
 
-    fn put(&mut self, now: &mut Now, tube: &str, [pri, delay, ttr]: [u32; 3], body: BodyAddr) -> Outcome {
+    fn put(
+        &mut self,
+        now: &mut Now,
+        who: SessionId,
+        tube: &str,
+        [pri, delay, ttr]: [u32; 3],
+        body: BodyAddr,
+    ) -> Outcome {
         if self.draining {
             return Outcome::Draining;
         }
+        let held = self.jobs.iter().filter(|job| job.holder() == Some(who) && self.level > 0);
+        let hops = held.map(|job| job.hops.saturating_add(1)).max().unwrap_or(0);
         self.tube_mut(tube).total_jobs += 1;
         self.total_jobs += 1;
         self.last_id += 1;
@@ -422,6 +434,7 @@ impl Model {
             releases: 0,
             buries: 0,
             kicks: 0,
+            hops,
         });
         now.effects.retained.push(body);
         self.make_ready_after(now, id, delay);
@@ -602,6 +615,7 @@ impl Model {
                 self.job_mut(id).kicks += 1;
                 return self.make_ready(now, id);
             }
+            BulkVerb::Expire => unreachable!("nobody asks for it"),
         }
         if !now.lost.contains(&job.tube) {
             now.lost.push(job.tube);
@@ -709,6 +723,7 @@ impl Model {
             cmd_pause: tube.cmd_pause,
             pause_s: tube.pause.map_or(0, |(seconds, _)| seconds),
             pause_until_us: tube.pause.map_or(0, |(_, until)| until),
+            bytes: self.jobs.iter().filter(|job| job.tube == tube.name).map(Job::bytes).sum(),
         }
     }
 }
@@ -716,6 +731,10 @@ impl Model {
 impl Job {
     fn due(&self) -> Option<u64> {
         if let At::Delayed { due } = self.at { Some(due) } else { None }
+    }
+
+    fn bytes(&self) -> u64 {
+        u64::from(self.body.len) - BODY_OVERHEAD as u64
     }
 
     /// What orders it among the jobs of its state.
@@ -762,6 +781,8 @@ impl Job {
             releases: self.releases,
             buries: self.buries,
             kicks: self.kicks,
+            hops: self.hops,
+            reason: Reason::None,
             holder,
         }
     }

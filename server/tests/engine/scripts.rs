@@ -12,8 +12,9 @@
 //! > up NODE NONCE | gone NODE EPOCH | tube-gone TUBE | draining on|off
 //! > level LEVEL
 //! > purge NONCE TUBE | move NONCE TUBE TO | kick-all NONCE TUBE   each [states=ready,...] [older=2s] [limit=N]
+//! > policy PATTERN [max-jobs=3 ...] | policy-off PATTERN
 //! > section NODE EPOCH SEQUENCE        commands below are in a section of their own
-//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks
+//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks | tally TUBE
 //! > ? restart                          the state goes through its image
 //! ```
 //!
@@ -25,7 +26,7 @@ use std::fs;
 use std::path::Path;
 
 use beanpole::queue::{
-    BulkVerb, BulkView, Effects, Engine, Gateway, JobState, Outcome, RefusedWhy, SessionId,
+    BulkVerb, BulkView, Effects, Engine, Gateway, JobState, Outcome, Policy, RefusedWhy, SessionId, Tally,
 };
 
 use crate::entries::{Bulk, Cmd, Entry, Offered, Sect};
@@ -189,6 +190,12 @@ impl Teller {
             }
             ["tube-gone", tube] => return (0, Cmd::TubeGone { tube: tube.to_string() }),
             ["level", level] => return (0, Cmd::Level { level: number(level) as u32 }),
+            ["policy", pattern, ..] => {
+                return (0, Cmd::Policy { pattern: pattern.to_string(), policy: Some(policy(&words[2..])) });
+            }
+            ["policy-off", pattern] => {
+                return (0, Cmd::Policy { pattern: pattern.to_string(), policy: None });
+            }
             ["purge", nonce, tube, ..] => {
                 return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Purge, tube, ""), words)));
             }
@@ -327,6 +334,11 @@ impl Teller {
                 let left = time(time_left);
                 format!("{} transitions\n", self.engine.due_now(self.stamp + left, self.lease + left))
             }
+            ["tally", tube] => {
+                let Tally { refused, dead, expired } = self.engine.tally_of(tube.as_bytes());
+                let bytes = self.engine.tube(tube.as_bytes()).map_or(0, |tube| tube.bytes);
+                format!("{tube}: {bytes} bytes; {refused} refused, {dead} dead, {expired} expired\n")
+            }
             ["bulks"] => {
                 let shown = |bulk: &BulkView| {
                     let to = if bulk.to.is_empty() { String::new() } else { format!(" to {}", bulk.to) };
@@ -373,6 +385,12 @@ impl Teller {
                 write!(told, ", {name} {count}").unwrap();
             }
         }
+        if job.hops > 0 {
+            write!(told, ", hops {}", job.hops).unwrap();
+        }
+        if let Some(reason) = job.reason.as_str() {
+            write!(told, ", because of {reason}").unwrap();
+        }
         told + "\n"
     }
 
@@ -388,6 +406,31 @@ impl Teller {
         }
         told + "\n"
     }
+}
+
+/// What the words say; times are in milliseconds.
+fn policy(words: &[&str]) -> Policy {
+    let mut policy = Policy::default();
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, "1"));
+        match name {
+            "max-deliveries" => policy.max_deliveries = number(value) as u32,
+            "dead-tube" => policy.dead_tube = Some(value.into()),
+            "backoff-min" => policy.backoff_min_ms = number(value),
+            "backoff-max" => policy.backoff_max_ms = number(value),
+            "backoff-jitter" => policy.backoff_jitter = number(value) as u8,
+            "max-reserved" => policy.max_reserved = number(value),
+            "max-jobs" => policy.max_jobs = number(value),
+            "max-bytes" => policy.max_bytes = number(value),
+            "max-put-rate" => policy.max_put_rate = number(value) as u32,
+            "max-age" => policy.max_age_ms = number(value),
+            "max-hops" => policy.max_hops = number(value) as u8,
+            "pause-input" => policy.pause_input = true,
+            "pause-output" => policy.pause_output = true,
+            other => panic!("`{other}` is no part of a policy"),
+        }
+    }
+    policy
 }
 
 /// With what the words besides say.
@@ -421,6 +464,7 @@ fn words_of(outcome: &Outcome) -> String {
         Outcome::Reserved { id, .. } => format!("reserved {id}"),
         Outcome::Noop => "nothing".into(),
         Outcome::Draining => "draining".into(),
+        Outcome::OverLimit => "over a limit".into(),
     }
 }
 
