@@ -13,6 +13,8 @@ mod entries;
 mod format;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/policies.rs"]
+mod policies;
 #[path = "engine/random.rs"]
 mod random;
 #[path = "engine/scripts.rs"]

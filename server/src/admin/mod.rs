@@ -16,6 +16,7 @@
 //! | `GET /api/v1/policies` | limits and rules of tubes |
 //! | `PUT /api/v1/policies?pattern=P&max_jobs=N&...`, `DELETE /api/v1/policies?pattern=P` | sets or removes one, whole |
 //! | `GET /api/v1/tubes/show?tube=NAME` | a tube, its policy, and what that did |
+//! | `GET /api/v1/put-once`, `PUT /api/v1/put-once?window_ms=N&keys=N` | how long and how many keys of `put-once` are known |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -35,6 +36,7 @@ pub(crate) mod bulk;
 mod members;
 mod memory;
 mod metrics;
+pub(crate) mod once;
 pub(crate) mod policy;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -120,6 +122,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/tubes/kick", post(bulk::kick))
         .route("/api/v1/tubes/show", get(policy::show))
         .route("/api/v1/policies", get(policy::list).put(policy::set).delete(policy::remove))
+        .route("/api/v1/put-once", get(once::get).put(once::set))
         .route("/api/v1/bulk", get(bulk::list))
         .route("/api/v1/bulk/{nonce}", get(bulk::one))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))

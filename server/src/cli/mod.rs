@@ -6,6 +6,7 @@ mod cluster;
 mod dev;
 mod import;
 mod node;
+mod once;
 mod policy;
 mod progress;
 mod recover;

@@ -534,6 +534,11 @@ impl Gateway {
         open.may_ready = true;
     }
 
+    /// Sets how long, in microseconds, and how many keys of `put-once` are known.
+    pub fn set_once_window(&mut self, window_us: u64, keys: u64) {
+        self.open_batch().builder.set_once_window(window_us, keys);
+    }
+
     /// Sets or removes the policy of tubes; see [`queue::Policy`].
     pub fn set_policy(&mut self, pattern: &str, policy: Option<&Policy>) {
         let open = self.open_batch();

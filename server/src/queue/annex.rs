@@ -7,6 +7,7 @@
 //!   3 extras    refused u64, dead u64, expired u64: of all tubes ever; tubes u32, by birth:
 //!               (birth u64, refused u64, dead u64, expired u64, paid u64, sweep u64)*
 //!   4 sweep     bulk: the one under way
+//!   5 once      window u64, keys at most u64, keys u32, (stamp u64, id u64, length u16, tube, space, key)*, oldest first
 //! bulk: view, states u8, until u64, last id u64, last seq u64, left u64, stage u8, key u64, u64
 //! view: nonce u64, verb u8, tube, to, done u64, looked u64, total u64
 //! tube: length u8, bytes
@@ -18,6 +19,7 @@ use super::batch::put_policy;
 use super::bulk::{Bulk, BulkVerb, BulkView, Bulks, Cursor, States};
 use super::decode as entry;
 use super::engine::Engine;
+use super::once::Once;
 use super::policy::{Extra, Policies, Tally};
 use super::types::JobState;
 
@@ -25,6 +27,7 @@ const BULKS: u8 = 1;
 const POLICIES: u8 = 2;
 const EXTRAS: u8 = 3;
 const SWEEP: u8 = 4;
+const ONCE: u8 = 5;
 
 /// What is wrong with an annex.
 pub(super) type Wrong = &'static str;
@@ -50,6 +53,9 @@ impl Engine {
         if let Some(sweep) = &self.policies.sweep {
             section(&mut out, SWEEP, |out| put_bulk(out, sweep));
         }
+        if !self.once.is_plain() {
+            section(&mut out, ONCE, |out| put_once(out, &self.once));
+        }
         set_length(&mut out, 4);
         out
     }
@@ -65,6 +71,7 @@ impl Engine {
                 BULKS => self.bulks = bulks(&mut section)?,
                 POLICIES => read_policies(&mut section, &mut self.policies)?,
                 EXTRAS => read_extras(&mut section, &mut self.policies)?,
+                ONCE => self.once = once(&mut section)?,
                 SWEEP => self.policies.sweep = Some(bulk(&mut section)?),
                 _ => return Err("it has a section of an unknown kind"),
             }
@@ -139,6 +146,17 @@ fn put_policies(out: &mut Vec<u8>, policies: &Policies) {
     }
 }
 
+fn put_once(out: &mut Vec<u8>, once: &Once) {
+    put_u64s(out, [once.window_us, once.keys_max]);
+    put_count(out, once.iter().len());
+    for (at, name, id) in once.iter() {
+        put_u64s(out, [at, id]);
+        let len = u16::try_from(name.len()).expect("names and keys are short");
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(name);
+    }
+}
+
 fn put_extras(out: &mut Vec<u8>, policies: &Policies) {
     put_u64s(out, [policies.total.refused, policies.total.dead, policies.total.expired]);
     put_count(out, policies.extras.len());
@@ -178,6 +196,16 @@ fn read_policies(from: &mut Reader<'_>, policies: &mut Policies) -> Result<(), W
         policies.set(&pattern, Some(policy));
     }
     Ok(())
+}
+
+fn once(from: &mut Reader<'_>) -> Result<Once, Wrong> {
+    let mut once = Once::new(from.u64()?, from.u64()?);
+    for _ in 0..from.u32()? {
+        let (at, id) = (from.u64()?, from.u64()?);
+        let len = usize::from(u16::from_le_bytes(from.array()?));
+        once.add(at, from.take(len)?, id);
+    }
+    Ok(once)
 }
 
 fn tally(from: &mut Reader<'_>) -> Result<Tally, Wrong> {

@@ -36,11 +36,13 @@
 //!   20 Bulk          nonce u64, verb u8, states u8, older u64, limit u64, tube, to
 //!   21 Policy        on u8, pattern; if on: max deliveries u32, backoff u64, u64, u8, max reserved u64,
 //!                    max jobs u64, max bytes u64, max put rate u32, max age u64, max hops u8, pauses u8, dead tube
+//!   22 PutOnce       as Put, then key (as a tube)
+//!   23 OnceWindow    microseconds u64, keys u64
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
 //! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
-//! and 17 to 21 only.
+//! 17 to 21, and 23 only.
 //!
 //! Commands from 20 on are proposed only once the replicated level (19) says that all members know them: see
 //! [`super::level`].
@@ -84,6 +86,8 @@ pub(super) mod tag {
     pub const LEVEL: u8 = 19;
     pub const BULK: u8 = 20;
     pub const POLICY: u8 = 21;
+    pub const PUT_ONCE: u8 = 22;
+    pub const ONCE_WINDOW: u8 = 23;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -169,10 +173,25 @@ impl BatchBuilder {
     /// # Panics
     /// When the body does not end in CR LF, or is longer than 4 GiB.
     pub fn put(&mut self, conn: u64, tube: &[u8], pri: u32, delay_s: u32, ttr_s: u32, body: Bytes) {
+        self.session_command(tag::PUT, conn);
+        self.put_job(tube, [pri, delay_s, ttr_s], body);
+    }
+
+    /// Puts a job as [`BatchBuilder::put`] does, unless one was put under this key into the tube not long ago: see
+    /// [`super::once`]. Delay and TTR are in seconds.
+    ///
+    /// # Panics
+    /// As [`BatchBuilder::put`].
+    pub fn put_once(&mut self, conn: u64, key: &[u8], tube: &[u8], numbers: [u32; 3], body: Bytes) {
+        self.session_command(tag::PUT_ONCE, conn);
+        self.put_job(tube, numbers, body);
+        put_tube(&mut self.head, key);
+    }
+
+    fn put_job(&mut self, tube: &[u8], [pri, delay_s, ttr_s]: [u32; 3], body: Bytes) {
         let Some(bytes) = body.strip_suffix(b"\r\n") else { panic!("a body is kept with its CR LF") };
         let len = u32::try_from(bytes.len()).expect("the protocol's limit is far below 4 GiB");
         let crc = crc32fast::hash(bytes);
-        self.session_command(tag::PUT, conn);
         self.head.put_u32_le(pri);
         self.head.put_u32_le(delay_s);
         self.head.put_u32_le(ttr_s);
@@ -315,6 +334,13 @@ impl BatchBuilder {
         if let Some(policy) = policy {
             put_policy(&mut self.head, policy);
         }
+    }
+
+    /// Sets how long, in microseconds, and how many keys of `put-once` are known.
+    pub fn set_once_window(&mut self, window_us: u64, keys: u64) {
+        self.command(tag::ONCE_WINDOW);
+        self.head.put_u64_le(window_us);
+        self.head.put_u64_le(keys);
     }
 
     /// Keeps the place of a command that was taken back.

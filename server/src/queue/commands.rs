@@ -18,6 +18,9 @@ impl Engine {
         put: &Put<'_>,
         body: BodyAddr,
     ) -> Outcome {
+        if let Some(first) = self.first_of(put) {
+            return Outcome::Inserted(first);
+        }
         if self.draining {
             return Outcome::Draining;
         }
@@ -42,6 +45,7 @@ impl Engine {
         let terms = Terms { tube, delay_s, ttr_s, hops, reason: Reason::None };
         let record = Record { body, created_us: self.stamp, pri: put.pri, terms };
         let slot = self.jobs.insert(id, &record);
+        self.note_first(put, id);
         run.effects.retained.push(body);
         match put.delay_s {
             0 => self.place_ready(run, id, slot),

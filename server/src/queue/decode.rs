@@ -66,6 +66,7 @@ pub(super) enum NodeCommand<'a> {
     Level { level: u32 },
     Bulk(BulkOrder<'a>),
     Policy { pattern: &'a str, policy: Option<PolicyBytes<'a>> },
+    OnceWindow { window_us: u64, keys: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +94,8 @@ pub(super) struct Put<'a> {
     pub ttr_s: u32,
     /// Length of the body with what surrounds it.
     pub body_len: u32,
+    /// Of a `put-once`.
+    pub key: Option<&'a str>,
 }
 
 /// A policy, as it lies in the entry; it was read once without an error.
@@ -206,6 +209,7 @@ impl<'a> Reader<'a> {
             tag::LEVEL => NodeCommand::Level { level: self.level()? },
             tag::BULK => NodeCommand::Bulk(self.bulk()?),
             tag::POLICY => self.set_policy()?,
+            tag::ONCE_WINDOW => NodeCommand::OnceWindow { window_us: self.u64()?, keys: self.u64()? },
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))
     }
@@ -213,6 +217,10 @@ impl<'a> Reader<'a> {
     fn client_command(&mut self, tag: u8) -> Result<ClientCommand<'a>, DecodeError> {
         Ok(match tag {
             tag::PUT => ClientCommand::Put(self.put()?),
+            tag::PUT_ONCE => {
+                let put = self.put()?;
+                ClientCommand::Put(Put { key: Some(self.tube()?), ..put })
+            }
             tag::RESERVE_JOB => ClientCommand::ReserveJob { id: self.u64()? },
             tag::DELETE => ClientCommand::Delete { id: self.u64()? },
             tag::RELEASE => {
@@ -239,7 +247,7 @@ impl<'a> Reader<'a> {
     fn put(&mut self) -> Result<Put<'a>, DecodeError> {
         let (pri, delay_s, ttr_s) = (self.u32()?, self.u32()?, self.u32()?);
         let body_len = self.u32()?.checked_add(BODY_OVERHEAD as u32).ok_or(DecodeError::Body)?;
-        Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len })
+        Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len, key: None })
     }
 
     fn set_policy(&mut self) -> Result<NodeCommand<'a>, DecodeError> {

@@ -11,6 +11,7 @@ use super::gateways::Gateways;
 use super::history::{Before, History};
 use super::jobs::Jobs;
 use super::offers::Offers;
+use super::once::Once;
 use super::policy::Policies;
 use super::reserved::Reserved;
 use super::runs::Runs;
@@ -53,6 +54,7 @@ pub struct Engine {
     /// Operations on many jobs, under way and done.
     pub(super) bulks: Bulks,
     pub(super) policies: Policies,
+    pub(super) once: Once,
     /// The image being taken, if any. Not part of the state.
     pub(super) saving: Option<Box<Saving>>,
     /// Counts images begun. Not part of the state.
@@ -112,6 +114,7 @@ impl Engine {
             level: 0,
             bulks: Bulks::default(),
             policies: Policies::default(),
+            once: Once::default(),
             saving: None,
             snapshots: 0,
             serial: 0,
@@ -229,6 +232,7 @@ impl Engine {
             NodeCommand::Leave { node, on } => self.leave(node, on),
             NodeCommand::Level { level } => self.raise_level(level),
             NodeCommand::Bulk(order) => self.begin_bulk(&order),
+            NodeCommand::OnceWindow { window_us, keys } => self.set_once(window_us, keys),
             NodeCommand::Policy { pattern, policy } => {
                 self.set_policy(run, pattern, policy.map(PolicyBytes::read));
             }

@@ -3,7 +3,7 @@
 //! | level | entries may hold | what applies differently |
 //! |---|---|---|
 //! | 0 | commands 1 to 19 | – |
-//! | 1 | bulk operations, policies | a put counts its hops |
+//! | 1 | bulk operations, policies, puts with a key | a put counts its hops |
 //!
 //! While nodes of different releases are members, all of them must do the same with the same entry. So a node proposes
 //! nothing that a level below the replicated one does not have, and the leader raises the level when every member has

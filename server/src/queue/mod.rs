@@ -18,6 +18,7 @@
 //!   a job from one state to another
 //! - `reads`: looking at the state; `history`: a hash of all that was done, to compare nodes by
 //! - `policy`: limits and rules of tubes
+//! - `once`: puts with a key
 //! - `bulk`: operations on many jobs, a slice with each entry; `level`: what all members know to apply
 //! - `snapshot`, `image`, `annex`, `restore`: the state as bytes
 //! - `verify`: whether it is sound
@@ -38,6 +39,7 @@ mod level;
 mod moves;
 mod names;
 mod offers;
+mod once;
 mod outline;
 mod policy;
 mod reads;
@@ -57,6 +59,7 @@ pub use decode::DecodeError;
 pub use engine::Engine;
 pub use image::IMAGE_VERSION;
 pub use level::LEVEL;
+pub use once::{ONCE_KEYS, ONCE_KEYS_MAX, ONCE_WINDOW_US};
 pub use outline::{Item, outline};
 pub use policy::{Derived, POLICIES_MAX, Policy, Reason, Tally};
 pub use snapshot::SnapshotCursor;

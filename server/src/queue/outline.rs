@@ -53,7 +53,8 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                     | NodeCommand::SetDraining { .. }
                     | NodeCommand::Mark { .. }
                     | NodeCommand::Leave { .. }
-                    | NodeCommand::Level { .. },
+                    | NodeCommand::Level { .. }
+                    | NodeCommand::OnceWindow { .. },
                 ) => {}
             }
         }

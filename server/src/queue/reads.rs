@@ -17,7 +17,7 @@ impl Engine {
     #[must_use]
     pub fn index_bytes(&self) -> usize {
         let orders = self.delayed.bytes() + self.pauses.bytes() + self.reserved.bytes();
-        self.jobs.bytes() + self.tubes.bytes() + orders
+        self.jobs.bytes() + self.tubes.bytes() + orders + self.once.bytes()
     }
 
     /// The highest stamp of any entry so far, in microseconds. Delays and pauses follow it.

@@ -27,6 +27,8 @@ pub enum Cmd {
     Draining { on: bool },
     Level { level: u32 },
     Bulk(Bulk),
+    PutOnce { conn: u64, key: String, tube: String, bytes: usize },
+    OnceWindow { window_us: u64, keys: u64 },
     Policy { pattern: String, policy: Option<Policy> },
     Noop { conn: u64 },
 }
@@ -143,6 +145,10 @@ fn append(batch: &mut BatchBuilder, command: &Cmd) {
         Cmd::TubeGone { tube } => batch.tube_gone(tube.as_bytes()),
         Cmd::Draining { on } => batch.set_draining(*on),
         Cmd::Level { level } => batch.raise_level(*level),
+        Cmd::PutOnce { conn, key, tube, bytes } => {
+            batch.put_once(*conn, key.as_bytes(), tube.as_bytes(), [1024, 0, 60], body(*bytes));
+        }
+        Cmd::OnceWindow { window_us, keys } => batch.set_once_window(*window_us, *keys),
         Cmd::Policy { pattern, policy } => batch.set_policy(pattern, policy.as_ref()),
         Cmd::Bulk(bulk) => batch.bulk(&bulk.order()),
         Cmd::Noop { conn } => batch.noop(*conn),

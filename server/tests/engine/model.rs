@@ -300,7 +300,9 @@ impl Model {
             Cmd::TubeGone { tube } => return self.tube_gone(now, tube),
             Cmd::Draining { on } => return self.draining = *on,
             Cmd::Level { level } => return self.level = *level,
-            Cmd::Policy { .. } => unreachable!("the model knows no policies"),
+            Cmd::Policy { .. } | Cmd::PutOnce { .. } | Cmd::OnceWindow { .. } => {
+                unreachable!("the model knows neither policies nor keys")
+            }
             Cmd::Bulk(bulk) => return self.begin_bulk(bulk),
             Cmd::Closed { conn, undelivered } => return self.closed(now, who(*conn), undelivered),
             Cmd::Unreserve { conn, want, id } => return self.unreserve(now, who(*conn), *want, *id),

@@ -12,9 +12,10 @@
 //! > up NODE NONCE | gone NODE EPOCH | tube-gone TUBE | draining on|off
 //! > level LEVEL
 //! > purge NONCE TUBE | move NONCE TUBE TO | kick-all NONCE TUBE   each [states=ready,...] [older=2s] [limit=N]
+//! > put-once w KEY TUBE [bytes=] | once-window 2s KEYS
 //! > policy PATTERN [max-jobs=3 ...] | policy-off PATTERN
 //! > section NODE EPOCH SEQUENCE        commands below are in a section of their own
-//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks | tally TUBE
+//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks | tally TUBE | once
 //! > ? restart                          the state goes through its image
 //! ```
 //!
@@ -190,6 +191,9 @@ impl Teller {
             }
             ["tube-gone", tube] => return (0, Cmd::TubeGone { tube: tube.to_string() }),
             ["level", level] => return (0, Cmd::Level { level: number(level) as u32 }),
+            ["once-window", window, keys] => {
+                return (0, Cmd::OnceWindow { window_us: time(window), keys: number(keys) });
+            }
             ["policy", pattern, ..] => {
                 return (0, Cmd::Policy { pattern: pattern.to_string(), policy: Some(policy(&words[2..])) });
             }
@@ -213,6 +217,10 @@ impl Teller {
         let tube = || words[2].to_owned();
         let command = match words[0] {
             "put" => Cmd::Put { conn, tube: tube(), pri, delay, ttr, bytes: named("bytes", 0) as usize },
+            "put-once" => {
+                let (key, tube) = (words[2].to_owned(), words[3].to_owned());
+                Cmd::PutOnce { conn, key, tube, bytes: named("bytes", 0) as usize }
+            }
             "reserve-job" => Cmd::ReserveJob { conn, id },
             "delete" => Cmd::Delete { conn, id },
             "release" => Cmd::Release { conn, id, pri, delay },
@@ -333,6 +341,10 @@ impl Teller {
             ["due-in", time_left] => {
                 let left = time(time_left);
                 format!("{} transitions\n", self.engine.due_now(self.stamp + left, self.lease + left))
+            }
+            ["once"] => {
+                let (window, most, keys) = self.engine.once_window();
+                format!("{keys} keys of {most}, for {}\n", shown_time(window))
             }
             ["tally", tube] => {
                 let Tally { refused, dead, expired } = self.engine.tally_of(tube.as_bytes());
