@@ -103,8 +103,8 @@ impl Disk {
         disks.iter().try_for_each(|disk| disk.tell(&survive_percent.to_string()))?;
         let all_dead = || disks.iter().all(Disk::is_dead).then_some(());
         if wait::until_within(Duration::from_secs(2), all_dead).is_none() {
-            let alive = disks.iter().filter(|disk| !disk.is_dead());
-            alive.map(|disk| disk.tell(&format!("now {survive_percent}"))).collect::<io::Result<()>>()?;
+            let mut alive = disks.iter().filter(|disk| !disk.is_dead());
+            alive.try_for_each(|disk| disk.tell(&format!("now {survive_percent}")))?;
         }
         Ok(())
     }
