@@ -25,6 +25,8 @@ use super::types::JobState;
 const ACTS_MAX: usize = 512;
 /// Jobs that one entry looks at, at most.
 const LOOKS_MAX: usize = 8192;
+/// To begin the sweep of a tube costs as much as a look at so many jobs.
+const SWEEP_LOOKS: usize = 32;
 /// Jobs looked at for a count while nothing else is done.
 const COUNT_LOOKS_MAX: usize = 4096;
 /// Operations that wait or run, at most; one more is not begun, and is shown as done with nothing.
@@ -328,8 +330,7 @@ impl Engine {
         }
         while room.acts > 0 && room.looks > 0 {
             let Some(mut sweep) = self.policies.sweep.take().or_else(|| self.begin_sweep()) else { return };
-            // One of an empty tube costs something too.
-            room.looks -= 1;
+            room.looks = room.looks.saturating_sub(SWEEP_LOOKS);
             if !self.bulk_slice(run, &mut sweep, &mut room) {
                 self.policies.sweep = Some(sweep);
                 return;
