@@ -64,6 +64,19 @@ impl Connection {
     }
 }
 
+/// Producing without doubt: a Beanpole's own command.
+impl Connection {
+    /// Puts a job once for its key: when a put with this key was taken into the used tube not long ago, that one's id is
+    /// the answer, and nothing is put. So after [`Error::OutcomeUnknown`] the same may be sent again, over another connection.
+    /// A server that does not know the command answers [`Refusal::UnknownCommand`] and takes the body for commands.
+    pub async fn put_once(&mut self, key: &str, body: &[u8], options: PutOptions) -> Result<JobId, Error> {
+        self.expect_idle()?;
+        self.send_put_once(key, body, options)?;
+        let reply = self.recv().await?;
+        if let ClientReply::Inserted(id) = reply { Ok(id) } else { Err(refused("put-once", &reply)) }
+    }
+}
+
 /// Working.
 impl Connection {
     /// Adds a tube to those this connection reserves from; returns how many those are.

@@ -14,7 +14,9 @@ use crate::commands::PutOptions;
 use crate::error::{ConnectError, Error};
 use crate::stream::{Address, Stream};
 use crate::words::verb;
-use beanpole_protocol::{ClientReply, Command, ReplyDecoder, encode_command, encode_put};
+use beanpole_protocol::{
+    ClientReply, Command, PutKey, ReplyDecoder, encode_command, encode_put, encode_put_once,
+};
 use bytes::{Buf, BytesMut};
 use std::collections::VecDeque;
 use std::io;
@@ -111,6 +113,19 @@ impl Connection {
         let before = self.output.len();
         encode_put(options.pri, options.delay_s, options.ttr_s, body, &mut self.output);
         self.appended_since(before, "put");
+        Ok(())
+    }
+
+    /// Appends a `put-once`, Beanpole's own; see [`put_once`](Self::put_once).
+    pub fn send_put_once(&mut self, key: &str, body: &[u8], options: PutOptions) -> Result<(), Error> {
+        if u32::try_from(body.len()).is_err() {
+            return Err(Error::BodyTooLong(body.len()));
+        }
+        let key = PutKey::new(key.as_bytes()).ok_or_else(|| Error::BadPutKey(key.to_owned()))?;
+        let before = self.output.len();
+        let PutOptions { pri, delay_s, ttr_s } = options;
+        encode_put_once(&key, [pri, delay_s, ttr_s], body, &mut self.output);
+        self.appended_since(before, "put-once");
         Ok(())
     }
 

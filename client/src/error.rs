@@ -20,6 +20,9 @@ pub enum Error {
     /// sent.
     #[error("'{0}' is no tube name (1 to 200 of A-Za-z0-9-+/;.$_(), not beginning with '-')")]
     BadTubeName(String),
+    /// The key is none: 1 to 64 printable bytes of ASCII without a space. Nothing was sent.
+    #[error("'{0}' is no key of a put (1 to 64 printable bytes of ASCII without a space)")]
+    BadPutKey(String),
     /// The body is longer than the protocol can announce (4 GiB). Nothing was sent.
     #[error("a body of {0} bytes cannot be put")]
     BodyTooLong(usize),
@@ -86,6 +89,7 @@ impl Error {
     pub fn had_no_effect(&self) -> bool {
         match self {
             Error::BadTubeName(_)
+            | Error::BadPutKey(_)
             | Error::BodyTooLong(_)
             | Error::RepliesOutstanding(_)
             | Error::NothingAsked

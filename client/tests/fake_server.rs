@@ -233,10 +233,33 @@ fn what_is_wrong_on_this_side_is_never_sent() {
         let (mut c, server) = scripted(vec![Expect("stats\r\n"), Answer("TIMED_OUT\r\n")]).await;
         assert!(matches!(c.use_tube("-x").await, Err(Error::BadTubeName(name)) if name == "-x"));
         assert!(matches!(c.watch("a b\r\ndelete 1").await, Err(Error::BadTubeName(_))));
+        let none = PutOptions::default();
+        assert!(
+            matches!(c.put_once("a key", b"x", none).await, Err(Error::BadPutKey(key)) if key == "a key")
+        );
         assert!(matches!(c.recv().await, Err(Error::NothingAsked)));
         c.send(&Command::Stats);
         assert!(matches!(c.delete(JobId(1)).await, Err(Error::RepliesOutstanding(1))));
         assert_eq!(c.recv().await.unwrap(), ClientReply::TimedOut);
+        drop(c);
+        server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_put_with_a_key_is_a_put_whose_answer_may_be_an_earlier_one() {
+    run(async {
+        let exchange = vec![
+            Expect("put-once order:1 7 0 9 3\r\nabc\r\n"),
+            Answer("INSERTED 4\r\n"),
+            Expect("put-once order:1 7 0 9 3\r\nabc\r\n"),
+            Answer("OUT_OF_MEMORY\r\n"),
+        ];
+        let (mut c, server) = scripted(exchange).await;
+        let options = PutOptions { pri: 7, delay_s: 0, ttr_s: 9 };
+        assert_eq!(c.put_once("order:1", b"abc", options).await.unwrap(), JobId(4));
+        let again = c.put_once("order:1", b"abc", options).await;
+        assert!(matches!(again, Err(Error::Refused { refusal: Refusal::OutOfMemory, .. })));
         drop(c);
         server.await.unwrap();
     });

@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::command::Command;
 use crate::decimal::{put_decimal, take_decimal};
-use crate::values::{JobId, MAX_JOB_SIZE_LIMIT, MAX_LINE};
+use crate::values::{JobId, MAX_JOB_SIZE_LIMIT, MAX_LINE, PutKey};
 
 /// Longest reply line that is read, in bytes, CRLF included: `USING` and the longest tube name fit well.
 const REPLY_LINE_MAX: usize = 512;
@@ -267,9 +267,21 @@ fn one_name(args: &[u8]) -> Option<String> {
 /// # Panics
 /// When the body is longer than `u32::MAX`, which the protocol cannot announce.
 pub fn encode_put(pri: u32, delay: u32, ttr: u32, body: &[u8], out: &mut BytesMut) {
+    put_words(b"put", [pri, delay, ttr], body, out);
+}
+
+/// Appends a `put-once`, Beanpole's own, as [`encode_put`] does a `put`. `numbers`: priority, delay, TTR.
+///
+/// # Panics
+/// As [`encode_put`].
+pub fn encode_put_once(key: &PutKey, numbers: [u32; 3], body: &[u8], out: &mut BytesMut) {
+    put_words(&[b"put-once ", key.as_bytes()].concat(), numbers, body, out);
+}
+
+fn put_words(word: &[u8], [pri, delay, ttr]: [u32; 3], body: &[u8], out: &mut BytesMut) {
     let bytes = u32::try_from(body.len()).expect("a body's length fits the protocol's 32 bits");
     out.reserve(body.len() + MAX_LINE);
-    words(out, b"put", &[u64::from(pri), u64::from(delay), u64::from(ttr), u64::from(bytes)]);
+    words(out, word, &[u64::from(pri), u64::from(delay), u64::from(ttr), u64::from(bytes)]);
     out.extend_from_slice(body);
     out.extend_from_slice(b"\r\n");
 }

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::values::{JobId, Priority, Tube};
+use crate::values::{JobId, Priority, PutKey, Tube};
 
-/// The numbers of a `put` line.
+/// What a `put` or `put-once` line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PutHeader {
     /// Smaller is handed out first.
@@ -15,6 +15,8 @@ pub struct PutHeader {
     pub ttr: u32,
     /// Bytes of the body, without its CRLF.
     pub bytes: u32,
+    /// Of a `put-once`: puts nothing if a put with this key was taken not long ago.
+    pub key: Option<PutKey>,
 }
 
 /// A well-formed command other than `put`.

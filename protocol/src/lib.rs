@@ -20,12 +20,13 @@ mod reply;
 pub mod stats;
 mod values;
 
-pub use client::{ClientReply, ReplyDecoder, ReplyError, encode_command, encode_put};
+pub use client::{ClientReply, ReplyDecoder, ReplyError, encode_command, encode_put, encode_put_once};
 pub use codec::{ClientCodec, OwnedRequest, Put, ServerCodec};
 pub use command::{BadRequest, Command, PutHeader, Request};
 pub use decoder::Decoder;
 pub use parse::{Line, parse_line};
 pub use reply::{Reply, encode_found_header, encode_reserved_header};
 pub use values::{
-    DEFAULT_MAX_JOB_SIZE, JobId, MAX_JOB_SIZE_LIMIT, MAX_LINE, MAX_TUBE_NAME, Priority, Tube, URGENT_BELOW,
+    DEFAULT_MAX_JOB_SIZE, JobId, MAX_JOB_SIZE_LIMIT, MAX_LINE, MAX_PUT_KEY, MAX_TUBE_NAME, Priority, PutKey,
+    Tube, URGENT_BELOW,
 };

@@ -6,7 +6,7 @@
 
 use crate::command::{BadRequest, Command, PutHeader};
 use crate::decimal::take_decimal;
-use crate::values::{JobId, Priority, Tube};
+use crate::values::{JobId, Priority, PutKey, Tube};
 
 /// Largest timeout of `reserve-with-timeout`, in seconds (`INT_MAX`, since 1.13).
 const TIMEOUT_MAX: u32 = i32::MAX as u32;
@@ -67,7 +67,10 @@ fn alone<'a>(rest: &[u8], command: Command<'a>) -> Parsed<'a> {
 
 fn parse_p(line: &[u8]) -> Parsed<'_> {
     if let Some(rest) = line.strip_prefix(b"put ") {
-        return put(rest);
+        return put(rest, None);
+    }
+    if let Some(rest) = line.strip_prefix(b"put-once ") {
+        return put_once(rest);
     }
     if let Some(rest) = line.strip_prefix(b"peek ") {
         return id_only(rest, Command::Peek);
@@ -164,12 +167,19 @@ fn tube_only<'a>(rest: &'a [u8], command: impl FnOnce(Tube<'a>) -> Command<'a>) 
     Tube::new(rest).map(|tube| Line::Command(command(tube))).ok_or(BadRequest::BadFormat)
 }
 
-fn put(mut rest: &[u8]) -> Parsed<'_> {
+/// Beanpole's own: `put-once KEY PRI DELAY TTR BYTES`.
+fn put_once(rest: &[u8]) -> Parsed<'_> {
+    let len = rest.iter().take_while(|byte| **byte != b' ').count();
+    let key = PutKey::new(&rest[..len]).ok_or(BadRequest::BadFormat)?;
+    put(&rest[len..], Some(key))
+}
+
+fn put(mut rest: &[u8], key: Option<PutKey>) -> Parsed<'_> {
     let pri = number_u32(&mut rest)?;
     let delay = number_u32(&mut rest)?;
     let ttr = number_u32(&mut rest)?.max(1);
     let bytes = number_u32(&mut rest)?;
-    let header = PutHeader { pri, delay, ttr, bytes };
+    let header = PutHeader { pri, delay, ttr, bytes, key };
     Ok(if rest.is_empty() { Line::Put(header) } else { Line::PutTrailing(header) })
 }
 

@@ -325,6 +325,10 @@ pub struct JobStats<'a> {
     pub buries: u32,
     /// Times it was kicked.
     pub kicks: u32,
+    /// How many jobs it descends from; a key of its own, and only if it is not 0.
+    pub hops: u8,
+    /// What a tube's policy did with it; a key of its own, and only if there is one.
+    pub reason: Option<&'a str>,
 }
 
 impl JobStats<'_> {
@@ -346,6 +350,12 @@ impl JobStats<'_> {
             .plain("releases", self.releases)
             .plain("buries", self.buries)
             .plain("kicks", self.kicks);
+        if self.hops > 0 {
+            yaml.plain("hops", self.hops);
+        }
+        if let Some(reason) = self.reason {
+            yaml.plain("reason", reason);
+        }
         yaml.0
     }
 }

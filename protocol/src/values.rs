@@ -37,6 +37,9 @@ impl fmt::Display for Priority {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tube<'a>(&'a str);
 
+/// Longest key of a `put-once`, in bytes.
+pub const MAX_PUT_KEY: usize = 64;
+
 impl<'a> Tube<'a> {
     /// The tube that every connection uses and watches at first.
     pub const DEFAULT: Tube<'static> = Tube("default");
@@ -67,6 +70,38 @@ impl fmt::Display for Tube<'_> {
     }
 }
 
+/// The key of a `put-once`: 1 to [`MAX_PUT_KEY`] printable bytes of ASCII without a space.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PutKey {
+    len: u8,
+    bytes: [u8; MAX_PUT_KEY],
+}
+
+impl PutKey {
+    /// Checks a key; none when it is not valid.
+    #[must_use]
+    pub fn new(key: &[u8]) -> Option<Self> {
+        if key.is_empty() || key.len() > MAX_PUT_KEY || !key.iter().all(u8::is_ascii_graphic) {
+            return None;
+        }
+        let mut bytes = [0; MAX_PUT_KEY];
+        bytes[..key.len()].copy_from_slice(key);
+        Some(PutKey { len: key.len() as u8, bytes })
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl fmt::Debug for PutKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PutKey({})", String::from_utf8_lossy(self.as_bytes()))
+    }
+}
+
 /// Whether each byte may stand in a tube's name: a table, because every `use` and `watch` looks at up to 200
 /// of them.
 const NAME_BYTES: [bool; 256] = {
@@ -83,6 +118,16 @@ const NAME_BYTES: [bool; 256] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_printable_and_short() {
+        let key = |bytes: &[u8]| PutKey::new(bytes).map(|key| key.as_bytes().to_vec());
+        assert_eq!(key(b"order:4711/a=1"), Some(b"order:4711/a=1".to_vec()));
+        assert_eq!(key(&[b'k'; 64]), Some(vec![b'k'; 64]));
+        for bad in [&b""[..], b"a b", b"a\tb", b"\xc3\xa4", b"a\x7f", &[b'k'; 65]] {
+            assert_eq!(key(bad), None);
+        }
+    }
 
     #[test]
     fn tube_names_follow_the_protocol() {

@@ -17,7 +17,7 @@ fn a_client_asks_and_a_server_answers() {
     client.encode(Command::Reserve, &mut asked).unwrap();
 
     let requests: Vec<OwnedRequest> = std::iter::from_fn(|| server.decode(&mut asked).unwrap()).collect();
-    let header = PutHeader { pri: 1, delay: 2, ttr: 1, bytes: 5 };
+    let header = PutHeader { pri: 1, delay: 2, ttr: 1, bytes: 5, key: None };
     assert_eq!(requests[0].command(), Some(Command::Watch(Tube::new(b"mail").unwrap())));
     assert_eq!(requests[1], OwnedRequest::Put(header, Bytes::from_static(b"hello\r\n")));
     assert_eq!(requests[2], OwnedRequest::Bad(BadRequest::JobTooBig));

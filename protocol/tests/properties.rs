@@ -3,7 +3,7 @@
 
 use beanpole_protocol::{
     ClientReply, Command, Decoder, JobId, MAX_JOB_SIZE_LIMIT, MAX_LINE, OwnedRequest, Priority, PutHeader,
-    Reply, ReplyDecoder, Tube, encode_command, encode_put,
+    PutKey, Reply, ReplyDecoder, Tube, encode_command, encode_put, encode_put_once,
 };
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -214,9 +214,24 @@ proptest! {
         let mut buf = BytesMut::new();
         encode_put(pri, delay, ttr, &body, &mut buf);
         let found = drain(&mut Decoder::new(MAX_JOB_SIZE_LIMIT), &mut buf);
-        let header = PutHeader { pri, delay, ttr: ttr.max(1), bytes: body.len() as u32 };
+        let header = PutHeader { pri, delay, ttr: ttr.max(1), bytes: body.len() as u32, key: None };
         prop_assert_eq!(found, [OwnedRequest::Put(header, Bytes::from([&body[..], b"\r\n"].concat()))]);
         prop_assert!(buf.is_empty());
+    }
+
+    #[test]
+    fn any_put_with_a_key_comes_out_as_it_went_in(
+        numbers in any::<[u32; 3]>(),
+        key in "[!-~]{1,64}",
+        body in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let mut buf = BytesMut::new();
+        let key = PutKey::new(key.as_bytes()).unwrap();
+        encode_put_once(&key, numbers, &body, &mut buf);
+        let found = drain(&mut Decoder::new(MAX_JOB_SIZE_LIMIT), &mut buf);
+        let [pri, delay, ttr] = numbers;
+        let header = PutHeader { pri, delay, ttr: ttr.max(1), bytes: body.len() as u32, key: Some(key) };
+        prop_assert_eq!(found, [OwnedRequest::Put(header, Bytes::from([&body[..], b"\r\n"].concat()))]);
     }
 
     #[test]

@@ -186,6 +186,8 @@ fn stats_job_has_every_key_in_order() {
         releases: 8,
         buries: 10,
         kicks: 11,
+        hops: 0,
+        reason: None,
     };
     let expected = "---
 id: 9
@@ -204,6 +206,9 @@ buries: 10
 kicks: 11
 ";
     assert_eq!(stats.body(), expected);
+    // What only Beanpole has comes last, and only if there is something to say.
+    let more = JobStats { hops: 2, reason: Some("max-age"), ..stats };
+    assert_eq!(more.body(), format!("{expected}hops: 2\nreason: max-age\n"));
 }
 
 /// beanstalkd answers `OK 14` for the list of `default` alone: the length leaves out the last CRLF.

@@ -22,10 +22,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::admission::{Admission, Parts, Stance};
 use crate::cluster::report::{Addresses, Reports};
-use crate::gateway::{ColdRead, Gateway, is_intact};
+use crate::gateway::{ColdRead, Gateway, Pair, is_intact};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
 use crate::net::Pool;
-use crate::queue::{Effects, Engine, JobState, SnapshotCursor};
+use crate::queue::{Effects, Engine, JobState, LEVEL, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
 /// proposed, so that the disk is busy meanwhile.
@@ -117,6 +117,16 @@ impl Shared {
         self.hear_word(stance);
     }
 
+    /// While this node leads: what all of these members know comes into force.
+    pub fn raise_level_for(&self, members: &[u64]) {
+        let Some(level) = self.reports.level(members) else { return };
+        let mut gateway = self.gateway.lock();
+        if let Some(leader) = &mut *self.leader.lock() {
+            leader.raise_level(&mut gateway.ground(), level);
+        }
+        self.wake_for(&gateway);
+    }
+
     /// The leader's word.
     pub fn hear_word(&self, stance: Stance) {
         self.gateway.lock().hear_stance(stance);
@@ -126,6 +136,17 @@ impl Shared {
     /// The leader's word, now and at each change.
     pub fn watch_word(&self) -> watch::Receiver<Stance> {
         self.word.subscribe()
+    }
+
+    /// Workers seem to feed themselves: a line and an event.
+    fn suspect_loop(&self, pair: &Pair) {
+        let Pair { from, to, rate, hops, .. } = pair;
+        let text = format!(
+            "a loop is suspected: workers that hold jobs of {from} put into {to}, {hops} hops deep, {rate} a second; \
+             look at what these workers put, and limit it with `beanpole tube policy set {to} --max-hops N`"
+        );
+        tracing::warn!("{text}");
+        self.admission.events.note("loop", text);
     }
 
     /// How much may be used for what clients send and do not complete, and for replies that they do not take, of a budget.
@@ -195,7 +216,11 @@ impl Shared {
     pub fn take_office(&self, term: u64) {
         let mut gateway = self.gateway.lock();
         let node = gateway.node();
-        *self.leader.lock() = Some(Leader::new(term, node, &mut gateway.ground()));
+        let mut leader = Leader::new(term, node, &mut gateway.ground());
+        if !gateway.is_clustered() {
+            leader.raise_level(&mut gateway.ground(), LEVEL);
+        }
+        *self.leader.lock() = Some(leader);
         gateway.connect_leader();
         self.office.send_modify(|office| *office = (term, office.1 + 1));
         self.wake_for(&gateway);
@@ -356,6 +381,9 @@ impl StateMachine for Machine {
         let mut gateway = self.shared.gateway.lock();
         gateway.applied_up_to(index);
         gateway.flush(REPLIES_AT_ONCE);
+        for pair in gateway.take_suspicions() {
+            self.shared.suspect_loop(&pair);
+        }
         self.shared.wake_for(&gateway);
     }
 

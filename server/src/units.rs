@@ -1,7 +1,7 @@
-//! Sizes as people write them: `512MiB`, `64kb`, `65535`.
+//! Sizes and durations as people write them: `512MiB`, `64kb`, `65535`; `5s`, `90m`, `7d`.
 //!
-//! Flags, environment variables and the configuration file share these rules: a plain number is bytes, unit names ignore
-//! case, and there are no fractions.
+//! Flags, environment variables and the configuration file share these rules: a plain number is bytes or seconds, unit names
+//! ignore case, and there are no fractions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -45,6 +45,39 @@ const SIZE_UNITS: &[(&str, u64)] = &[
     ("tib", 1 << 40),
     ("tb", 1_000_000_000_000),
 ];
+
+/// A length of time, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub u64);
+
+const SPAN_UNITS: &[(&str, u64)] = &[
+    ("", 1000),
+    ("ms", 1),
+    ("s", 1000),
+    ("m", 60_000),
+    ("min", 60_000),
+    ("h", 3_600_000),
+    ("d", 86_400_000),
+    ("w", 604_800_000),
+];
+
+impl FromStr for Span {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        scaled(text, SPAN_UNITS, "ms, s, m, h, d, w").map(Span)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = ["w", "d", "h", "m", "s", "ms"];
+        let factor = |name: &str| SPAN_UNITS.iter().find(|(unit, _)| *unit == name).map_or(1, |unit| unit.1);
+        let exact =
+            names.into_iter().find(|name| self.0 >= factor(name) && self.0.is_multiple_of(factor(name)));
+        let name = exact.unwrap_or("ms");
+        write!(f, "{}{name}", self.0 / factor(name))
+    }
+}
 
 /// Splits `512MiB` into a number and a unit and multiplies.
 fn scaled(text: &str, units: &[(&str, u64)], known: &'static str) -> Result<u64, UnitError> {
@@ -116,6 +149,19 @@ mod tests {
         assert!("5 parsecs".parse::<Size>().unwrap_err().to_string().contains("parsecs"));
         assert_eq!("99999999T".parse::<Size>(), Err(UnitError::TooLarge("99999999T".into())));
         assert_eq!("-1".parse::<Size>(), Err(UnitError::NoNumber("-1".into())));
+    }
+
+    #[test]
+    fn durations_read_as_people_write_them() {
+        let long = [("30", 30_000), ("250ms", 250), ("5 s", 5000), ("15M", 900_000), ("2h", 7_200_000)];
+        for (text, ms) in long.into_iter().chain([("1d", 86_400_000)]) {
+            assert_eq!(text.parse::<Span>(), Ok(Span(ms)), "{text}");
+        }
+        assert!("5 fortnights".parse::<Span>().unwrap_err().to_string().contains("ms, s, m"));
+        for ms in [1, 250, 1000, 1500, 60_000, 5_400_000, 86_400_000] {
+            assert_eq!(Span(ms).to_string().parse(), Ok(Span(ms)));
+        }
+        assert_eq!((Span(90_000).to_string(), Span(0).to_string()), ("90s".into(), "0ms".into()));
     }
 
     #[test]

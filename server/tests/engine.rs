@@ -3,6 +3,8 @@
 
 #[path = "engine/banned.rs"]
 mod banned;
+#[path = "engine/bulk.rs"]
+mod bulk;
 #[path = "engine/due.rs"]
 mod due;
 #[path = "engine/entries.rs"]
@@ -11,6 +13,8 @@ mod entries;
 mod format;
 #[path = "engine/model.rs"]
 mod model;
+#[path = "engine/policies.rs"]
+mod policies;
 #[path = "engine/random.rs"]
 mod random;
 #[path = "engine/scripts.rs"]

@@ -25,7 +25,8 @@ pub(super) type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
 pub(super) async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse {
     let mut registry = Registry::with_prefix("beanpole");
     {
-        let gateway = view.shared.gateway.lock();
+        let mut gateway = view.shared.gateway.lock();
+        policies(&mut registry, &mut gateway);
         jobs(&mut registry, &gateway);
         tubes(&mut registry, &gateway);
         clients(&mut registry, &gateway);
@@ -67,6 +68,30 @@ fn jobs(registry: &mut Registry, gateway: &Gateway) {
     counter(registry, "jobs_put", "Jobs put since the cluster began", totals.total_jobs);
     counter(registry, "jobs_timed_out", "Reservations that ended by TTR", totals.timeouts);
     gauge(registry, "draining", "1 while put answers DRAINING", u64::from(gateway.engine().draining()));
+}
+
+fn policies(registry: &mut Registry, gateway: &mut Gateway) {
+    let tally = gateway.engine().tally();
+    counter(registry, "jobs_dead", "Jobs that a policy took out for too many deliveries", tally.dead);
+    counter(registry, "jobs_expired", "Jobs that a policy took out for their age", tally.expired);
+    let refused = gateway.puts_over_limit();
+    counter(registry, "puts_over_limit", "Puts of this node's clients that a tube's policy refused", refused);
+    let derived = Gauges::default();
+    let mut suspect = 0;
+    for pair in gateway.derived_puts() {
+        suspect += u64::from(pair.suspect);
+        derived
+            .get_or_create(&vec![("from", pair.from.to_string()), ("to", pair.to.to_string())])
+            .set(pair.rate);
+    }
+    let help = "Puts a second by workers that hold a job, by its tube and the tube that they put to";
+    registry.register("derived_puts_per_second", help, derived);
+    gauge(
+        registry,
+        "loops_suspected",
+        "Pairs of tubes between which workers seem to feed themselves",
+        suspect,
+    );
 }
 
 fn tubes(registry: &mut Registry, gateway: &Gateway) {

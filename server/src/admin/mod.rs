@@ -11,6 +11,14 @@
 //! | `POST /api/v1/scrub` | everything on this node's disk is looked through for damage now |
 //! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
+//! | `POST /api/v1/tubes/purge?tube=NAME&states=S,S&older_ms=N&nonce=N` | deletes jobs of a tube; `dry_run=true` counts them |
+//! | `POST /api/v1/tubes/move?tube=NAME&to=NAME&states=S,S&older_ms=N&nonce=N` | moves jobs to another tube |
+//! | `POST /api/v1/tubes/kick?tube=NAME&limit=N&nonce=N` | kicks jobs; all without `limit` |
+//! | `GET /api/v1/bulk`, `GET /api/v1/bulk/NONCE` | such operations and how far they are |
+//! | `GET /api/v1/policies` | limits and rules of tubes |
+//! | `PUT /api/v1/policies?pattern=P&max_jobs=N&...`, `DELETE /api/v1/policies?pattern=P` | sets or removes one, whole |
+//! | `GET /api/v1/tubes/show?tube=NAME` | a tube, its policy, and what that did |
+//! | `GET /api/v1/put-once`, `PUT /api/v1/put-once?window_ms=N&keys=N` | how long and how many keys of `put-once` are known |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -26,10 +34,13 @@
 
 mod api;
 mod backup;
+pub(crate) mod bulk;
 mod disk;
 mod members;
 mod memory;
 mod metrics;
+pub(crate) mod once;
+pub(crate) mod policy;
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -115,6 +126,14 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/scrub", post(disk::scrub))
         .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
+        .route("/api/v1/tubes/purge", post(bulk::purge))
+        .route("/api/v1/tubes/move", post(bulk::move_jobs))
+        .route("/api/v1/tubes/kick", post(bulk::kick))
+        .route("/api/v1/tubes/show", get(policy::show))
+        .route("/api/v1/policies", get(policy::list).put(policy::set).delete(policy::remove))
+        .route("/api/v1/put-once", get(once::get).put(once::set))
+        .route("/api/v1/bulk", get(bulk::list))
+        .route("/api/v1/bulk/{nonce}", get(bulk::one))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
         .route("/api/v1/leader", post(members::transfer_leader))
         .route("/api/v1/members", post(members::add))

@@ -32,12 +32,13 @@ pub struct Ask {
         env = "BEANPOLE_ADMIN",
         value_name = "HOST:PORT,...",
         default_value = "127.0.0.1:11380",
-        value_delimiter = ','
+        value_delimiter = ',',
+        global = true
     )]
     pub admin: Vec<String>,
 
     /// How to show the answer
-    #[arg(long, short = 'o', value_name = "FORM", default_value = "table")]
+    #[arg(long, short = 'o', value_name = "FORM", default_value = "table", global = true)]
     pub output: Output,
 }
 

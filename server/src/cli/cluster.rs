@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
+use super::once::{self, OnceArgs};
 use super::recover::{self, RecoverArgs};
 use super::roll::{self, RollArgs};
 use crate::admission::State;
@@ -85,6 +86,8 @@ enum Verb {
     Roll(RollArgs),
     /// After the majority is lost for good: one stopped node that is left goes on alone, in a new cluster
     Recover(RecoverArgs),
+    /// Show, or set, how long and how many keys of put-once are known
+    PutOnce(OnceArgs),
     /// Let another node lead
     TransferLeader {
         /// Which; else the one that is most up to date
@@ -114,6 +117,7 @@ fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
         Verb::Verify { timeout } => verify(ask, Duration::from_secs(*timeout)),
         Verb::Roll(args) => roll::run(ask, args),
         Verb::Recover(args) => recover::run(args),
+        Verb::PutOnce(args) => once::run(ask, args),
         Verb::TransferLeader { to } => {
             let path = to.map_or("/api/v1/leader".to_owned(), |to| format!("/api/v1/leader?to={to}"));
             println!("{}", on_leader(ask, "POST", &path)?);

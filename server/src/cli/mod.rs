@@ -6,10 +6,13 @@ mod cluster;
 mod dev;
 mod import;
 mod node;
+mod once;
+mod policy;
 mod progress;
 mod recover;
 mod roll;
 mod segment;
+mod tube;
 
 use std::process::ExitCode;
 
@@ -35,6 +38,8 @@ enum Verb {
     Cluster(cluster::ClusterArgs),
     /// One node of a cluster: is it safe to stop, drain, resume, wait
     Node(node::NodeArgs),
+    /// Many jobs of a tube at once: purge, move, kick; limits and rules of tubes
+    Tube(tube::TubeArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
     /// A consistent copy of a running node in one file, its check, and a new node made from it
@@ -57,6 +62,10 @@ pub fn main() -> ExitCode {
         Verb::Node(args) => {
             end_with_the_reader();
             node::run(&args)
+        }
+        Verb::Tube(args) => {
+            end_with_the_reader();
+            tube::run(&args)
         }
         Verb::Segment(args) => segment::run(&args),
         Verb::Backup(args) => backup::run(&args),

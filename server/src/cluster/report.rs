@@ -60,6 +60,8 @@ pub struct Report {
     pub stance: Stance,
     /// Its release.
     pub version: String,
+    /// The highest level of entries that its release knows (see [`crate::queue::LEVEL`]).
+    pub level: u32,
     /// Where its clients connect.
     pub listen: String,
     /// Where its admin HTTP listens; empty when it has none.
@@ -168,6 +170,16 @@ impl Reports {
         stances.into_iter()
     }
 
+    /// The level that all these nodes know; none while one of them is not heard.
+    pub fn level(&self, nodes: &[u64]) -> Option<u32> {
+        let of_nodes = self.of_nodes.lock();
+        let level = |id: &u64| {
+            let (report, at) = of_nodes.get(id)?;
+            (at.elapsed() < AWAY_AFTER).then_some(report.level)
+        };
+        nodes.iter().map(level).collect::<Option<Vec<u32>>>()?.into_iter().min()
+    }
+
     /// A node's report has come.
     pub fn set(&self, report: Report) {
         self.of_nodes.lock().insert(report.id, (report, Instant::now()));
@@ -244,6 +256,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         memory_used: memory.reading.used,
         stance: memory.stance,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        level: crate::queue::LEVEL,
         listen: shared.addresses().listen,
         admin: shared.addresses().admin,
         ready,
@@ -272,6 +285,18 @@ mod tests {
         assert_eq!(worst(&[1, 2, 3]), Stance { state: State::Shedding, gap_us: 16_000 });
         assert_eq!(worst(&[3]), Stance::default(), "of a node that never told nothing is known");
         assert_eq!(worst(&[1, 4]).state, State::Closed);
+    }
+
+    #[test]
+    fn a_level_is_known_by_all_when_each_of_them_said_so() {
+        let reports = Reports::default();
+        reports.set(Report { id: 1, level: 2, ..Report::default() });
+        reports.set(Report { id: 2, level: 1, ..Report::default() });
+        assert_eq!((reports.level(&[1, 2]), reports.level(&[1])), (Some(1), Some(2)));
+        assert_eq!(reports.level(&[1, 2, 3]), None, "a node that was not heard may be of an older release");
+        let older: Report = serde_json::from_str(r#"{"id":3,"version":"0.1.0"}"#).unwrap();
+        reports.set(older);
+        assert_eq!(reports.level(&[1, 2, 3]), Some(0));
     }
 
     #[test]

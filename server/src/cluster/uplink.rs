@@ -69,6 +69,7 @@ async fn lead(
             _ = renewals.tick() => {
                 shared.reports.set(report::own(shared, node));
                 shared.decide_for(&node.status().voters);
+                shared.raise_level_for(&node.status().members.iter().map(|member| member.id).collect::<Vec<_>>());
                 {
                     let mut gateway = shared.gateway.lock();
                     gateway.hear_roles(shared.reports.roles_elsewhere(own));

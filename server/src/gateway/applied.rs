@@ -34,6 +34,7 @@ impl Gateway {
     pub fn apply(&mut self, index: u64, payload: &Payload, effects: &mut Effects) {
         effects.clear();
         self.engine.apply(index, payload, effects);
+        self.note_derived();
         for addr in &effects.retained {
             self.bodies.retain(*addr);
         }
@@ -72,6 +73,14 @@ impl Gateway {
             self.send_off();
         }
         self.applied_up_to(index);
+    }
+
+    /// What the log holds from before this process's time is counted, and not told again.
+    fn note_derived(&mut self) {
+        for derived in self.engine.take_derived() {
+            let suspect = self.loops.note(&derived, self.engine.stamp());
+            self.suspicions.extend(suspect.filter(|_| self.epoch.is_some()));
+        }
     }
 
     /// Everything up to this index has applied, entries that concern nobody here included.
@@ -178,6 +187,10 @@ impl Gateway {
             Outcome::Draining => Reply::Draining,
             // The gateway proposed a no-op in the place of a put that it refused.
             Outcome::Noop => Reply::OutOfMemory,
+            Outcome::OverLimit => {
+                self.note_over_limit();
+                Reply::OutOfMemory
+            }
         };
         let Some(session) = self.sessions.get_mut(conn) else { return };
         session.answer(|out| reply.encode(out));

@@ -8,6 +8,9 @@ use super::counters::Counters;
 use super::session::{Blocked, ConnId, Held, ReadCommand, Session, Slot};
 use super::{Gateway, OpenBatch};
 
+/// A put's body comes with its CRLF.
+const CRLF_BYTES: usize = 2;
+
 impl Gateway {
     /// Takes one request of a session that may take one.
     pub fn request(&mut self, conn: ConnId, request: Request<'_>) {
@@ -77,6 +80,15 @@ impl Gateway {
         if self.is_cut_off() || self.bodies.no_space() {
             return self.reply_now(conn, &Reply::OutOfMemory);
         }
+        // Until all members know such puts it is certainly not proposed; a moment later it may be.
+        if header.key.is_some() && self.engine.level() == 0 {
+            return self.reply_now(conn, &Reply::OutOfMemory);
+        }
+        // One that comes again is answered, however full the tube is by now.
+        if header.key.is_none() && self.is_over_limit(conn, body.len().saturating_sub(CRLF_BYTES)) {
+            self.note_over_limit();
+            return self.reply_now(conn, &Reply::OutOfMemory);
+        }
         let Some(session) = self.sessions.get_mut(conn) else { return };
         session.unanswered_bytes += body.len();
         session.slots.push_back(Slot::Logged { body: body.len(), silent: false });
@@ -87,7 +99,13 @@ impl Gateway {
         open.bytes += body.len();
         open.may_ready |= header.delay == 0;
         let name = tubes.get(tube).name().as_bytes();
-        open.builder.put(conn.0, name, header.pri, header.delay, header.ttr, body);
+        match &header.key {
+            None => open.builder.put(conn.0, name, header.pri, header.delay, header.ttr, body),
+            Some(key) => {
+                let numbers = [header.pri, header.delay, header.ttr];
+                open.builder.put_once(conn.0, key.as_bytes(), name, numbers, body);
+            }
+        }
     }
 
     /// Appends a command to the open batch; its reply is owed from now on.

@@ -19,6 +19,7 @@
 //! - `farewell`: letting clients go before the node stops
 //! - `pace`: puts that are slowed or refused
 //! - `unread`: replies that clients do not take
+//! - `loops`: workers that feed themselves
 //! - `lease`: how long to go on without the leader
 //! - `reads`: commands answered from the state
 //! - `applied`: what an applied entry means for sessions
@@ -29,6 +30,7 @@ mod commands;
 pub mod counters;
 mod farewell;
 pub mod lease;
+mod loops;
 mod pace;
 mod reads;
 pub mod session;
@@ -48,11 +50,13 @@ use bytes::BytesMut;
 
 use crate::clock::Clocks;
 use crate::leader::ToLeader;
-use crate::queue::{self, BatchBuilder, Engine, SessionId};
+use crate::queue::{self, BatchBuilder, BulkOrder, Engine, Policy, SessionId};
 pub use applied::is_intact;
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;
+use loops::Loops;
+pub use loops::Pair;
 use pace::Pace;
 use reads::{Answers, Read};
 pub use reads::{Barrier, Roles};
@@ -165,6 +169,9 @@ pub struct Gateway {
     farewell: Option<Farewell>,
     pace: Pace,
     unread: Unread,
+    loops: Loops,
+    /// Pairs of tubes that became suspect, until the shell has told of them.
+    suspicions: Vec<Pair>,
     /// Reads that wait, oldest first.
     reads: VecDeque<Read>,
     /// How many of them the leader is still to be asked about.
@@ -222,6 +229,8 @@ impl Gateway {
             farewell: None,
             pace: Pace::default(),
             unread: Unread::default(),
+            loops: Loops::default(),
+            suspicions: Vec::new(),
             reads: VecDeque::new(),
             unplaced: 0,
             last_barrier: 0,
@@ -287,6 +296,18 @@ impl Gateway {
     pub fn batch_bytes(&self) -> usize {
         let open = self.open.as_ref().map_or(0, |open| open.bytes);
         open + self.under_way.iter().map(UnderWay::bytes).sum::<usize>()
+    }
+
+    /// What jobs were put by workers that held one: pairs of tubes, and whether they may be loops.
+    pub fn derived_puts(&mut self) -> Vec<Pair> {
+        self.clocks.advance();
+        self.loops.pass(self.clocks.stamp());
+        self.loops.pairs().collect()
+    }
+
+    /// Pairs of tubes that became suspect of a loop since this was asked last.
+    pub fn take_suspicions(&mut self) -> Vec<Pair> {
+        std::mem::take(&mut self.suspicions)
     }
 
     /// Where bodies are read from now on (the log is opened after the gateway is made).
@@ -505,6 +526,25 @@ impl Gateway {
     /// Marks an entry, to compare nodes' states by.
     pub fn mark(&mut self, nonce: u64) {
         self.open_batch().builder.mark(nonce);
+    }
+
+    /// Begins an operation on many jobs of a tube.
+    pub fn bulk(&mut self, order: &BulkOrder<'_>) {
+        let open = self.open_batch();
+        open.builder.bulk(order);
+        open.may_ready = true;
+    }
+
+    /// Sets how long, in microseconds, and how many keys of `put-once` are known.
+    pub fn set_once_window(&mut self, window_us: u64, keys: u64) {
+        self.open_batch().builder.set_once_window(window_us, keys);
+    }
+
+    /// Sets or removes the policy of tubes; see [`queue::Policy`].
+    pub fn set_policy(&mut self, pattern: &str, policy: Option<&Policy>) {
+        let open = self.open_batch();
+        open.builder.set_policy(pattern, policy);
+        open.may_ready = true;
     }
 
     /// Notes in the log that this node leaves service, or is back.

@@ -24,6 +24,7 @@ pub(super) struct Pace {
     now: Stance,
     slowed: u64,
     refused: u64,
+    over_limit: u64,
 }
 
 impl Gateway {
@@ -47,6 +48,30 @@ impl Gateway {
     /// Puts that waited for their turn, and puts refused for want of memory, since the process started.
     pub fn puts_held_back(&self) -> (u64, u64) {
         (self.pace.slowed, self.pace.refused)
+    }
+
+    /// Puts that a tube's policy refused, since the process started.
+    pub fn puts_over_limit(&self) -> u64 {
+        self.pace.over_limit
+    }
+
+    /// A tube's policy refused a put.
+    pub(super) fn note_over_limit(&mut self) {
+        self.pace.over_limit += 1;
+    }
+
+    /// Whether a put into the tube that the session uses is certain to be refused by its policy, so that its body need not
+    /// go through the log. What the session has under way may change that.
+    pub(super) fn is_over_limit(&mut self, conn: ConnId, bytes: usize) -> bool {
+        if self.engine.policies().next().is_none() {
+            return false;
+        }
+        self.clocks.advance();
+        let Some(session) = self.sessions.get(conn).filter(|session| session.slots.is_empty()) else {
+            return false;
+        };
+        let tube = self.tubes.get(session.used).name();
+        self.engine.would_refuse(tube, bytes as u64, self.clocks.stamp())
     }
 
     /// Whether a put that begins now is refused, so that its body need not be kept.

@@ -291,6 +291,8 @@ impl Gateway {
                 releases: job.releases,
                 buries: job.buries,
                 kicks: job.kicks,
+                hops: job.hops,
+                reason: job.reason.as_str(),
             }
             .body(),
         )

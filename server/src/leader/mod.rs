@@ -147,6 +147,8 @@ pub struct Leader {
     since: u64,
     /// Jobs whose bodies another node could find on no voter.
     doubts: Vec<(u64, BodyAddr)>,
+    /// The level that it has proposed.
+    level: u32,
 }
 
 impl Leader {
@@ -166,6 +168,7 @@ impl Leader {
             heard: BTreeMap::new(),
             since: ground.clocks.monotonic(),
             doubts: Vec::new(),
+            level: 0,
         }
     }
 
@@ -511,6 +514,21 @@ impl Leader {
         let open = self.open(ground);
         open.builder.section(Gateway { node, epoch: 0 }, 0);
         open.builder.body_lost(job, body);
+    }
+
+    // ---- what entries may hold ----
+
+    /// All members know this level: it is proposed once, if it is not in force.
+    pub fn raise_level(&mut self, ground: &mut Ground<'_>, level: u32) {
+        if level <= self.level.max(ground.engine.level()) {
+            return;
+        }
+        tracing::info!(level, "all members know this level; it comes into force");
+        self.level = level;
+        let node = self.node;
+        let open = self.open(ground);
+        open.builder.section(Gateway { node, epoch: 0 }, 0);
+        open.builder.raise_level(level);
     }
 
     // ---- tubes that nobody needs ----

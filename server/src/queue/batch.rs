@@ -33,16 +33,27 @@
 //!   17 Mark          nonce u64
 //!   18 Leave         node u32, on u8
 //!   19 BodyLost      id u64, index u64, offset u32
+//!   20 Level         level u32
+//!   21 Bulk          nonce u64, verb u8, states u8, older u64, limit u64, tube, to
+//!   22 Policy        on u8, pattern; if on: max deliveries u32, backoff u64, u64, u8, max reserved u64,
+//!                    max jobs u64, max bytes u64, max put rate u32, max age u64, max hops u8, pauses u8, dead tube
+//!   23 PutOnce       as Put, then key (as a tube)
+//!   24 OnceWindow    microseconds u64, keys u64
 //! ```
 //!
 //! `bytes` of a put counts the job's bytes only, so its part of the bodies is 6 longer. A section of epoch 0
 //! is the node's own, outside any gateway's life: it has no sequence and may carry commands 1, 2, 14, 15,
-//! 17, 18 and 19 only. A lost body is named by its address: entry and place in it.
+//! 17 to 22, and 24 only. A lost body is named by its address: entry and place in it.
+//!
+//! Commands from 21 on are proposed only once the replicated level (20) says that all members know them: see
+//! [`super::level`].
 
 use beanpole_raft::{BodyAddr, Payload};
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::bulk::BulkOrder;
 use super::decode::{Batch, DecodeError};
+use super::policy::Policy;
 use super::types::{Gateway, SessionId};
 
 /// Version byte of the entry format.
@@ -74,6 +85,11 @@ pub(super) mod tag {
     pub const MARK: u8 = 17;
     pub const LEAVE: u8 = 18;
     pub const BODY_LOST: u8 = 19;
+    pub const LEVEL: u8 = 20;
+    pub const BULK: u8 = 21;
+    pub const POLICY: u8 = 22;
+    pub const PUT_ONCE: u8 = 23;
+    pub const ONCE_WINDOW: u8 = 24;
 }
 
 /// Builds one entry: sections, each with commands in order, and offers.
@@ -159,10 +175,25 @@ impl BatchBuilder {
     /// # Panics
     /// When the body does not end in CR LF, or is longer than 4 GiB.
     pub fn put(&mut self, conn: u64, tube: &[u8], pri: u32, delay_s: u32, ttr_s: u32, body: Bytes) {
+        self.session_command(tag::PUT, conn);
+        self.put_job(tube, [pri, delay_s, ttr_s], body);
+    }
+
+    /// Puts a job as [`BatchBuilder::put`] does, unless one was put under this key into the tube not long ago: see
+    /// [`super::once`]. Delay and TTR are in seconds.
+    ///
+    /// # Panics
+    /// As [`BatchBuilder::put`].
+    pub fn put_once(&mut self, conn: u64, key: &[u8], tube: &[u8], numbers: [u32; 3], body: Bytes) {
+        self.session_command(tag::PUT_ONCE, conn);
+        self.put_job(tube, numbers, body);
+        put_tube(&mut self.head, key);
+    }
+
+    fn put_job(&mut self, tube: &[u8], [pri, delay_s, ttr_s]: [u32; 3], body: Bytes) {
         let Some(bytes) = body.strip_suffix(b"\r\n") else { panic!("a body is kept with its CR LF") };
         let len = u32::try_from(bytes.len()).expect("the protocol's limit is far below 4 GiB");
         let crc = crc32fast::hash(bytes);
-        self.session_command(tag::PUT, conn);
         self.head.put_u32_le(pri);
         self.head.put_u32_le(delay_s);
         self.head.put_u32_le(ttr_s);
@@ -285,6 +316,41 @@ impl BatchBuilder {
         self.head.put_u64_le(id);
         self.head.put_u64_le(body.index);
         self.head.put_u32_le(body.offset);
+    }
+
+    /// Raises the level of what entries may hold; see [`super::level`].
+    pub fn raise_level(&mut self, level: u32) {
+        self.command(tag::LEVEL);
+        self.head.put_u32_le(level);
+    }
+
+    /// Begins a bulk operation, unless one with this nonce is known already.
+    pub fn bulk(&mut self, order: &BulkOrder<'_>) {
+        self.command(tag::BULK);
+        self.head.put_u64_le(order.nonce);
+        self.head.put_u8(order.verb.code());
+        self.head.put_u8(order.states.bits());
+        self.head.put_u64_le(order.older_us);
+        self.head.put_u64_le(order.limit);
+        put_tube(&mut self.head, order.tube.as_bytes());
+        put_tube(&mut self.head, order.to.as_bytes());
+    }
+
+    /// Sets the policy of a tube, or of all whose names begin as a pattern that ends in `*`; none removes it.
+    pub fn set_policy(&mut self, pattern: &str, policy: Option<&Policy>) {
+        self.command(tag::POLICY);
+        self.head.put_u8(u8::from(policy.is_some()));
+        put_tube(&mut self.head, pattern.as_bytes());
+        if let Some(policy) = policy {
+            put_policy(&mut self.head, policy);
+        }
+    }
+
+    /// Sets how long, in microseconds, and how many keys of `put-once` are known.
+    pub fn set_once_window(&mut self, window_us: u64, keys: u64) {
+        self.command(tag::ONCE_WINDOW);
+        self.head.put_u64_le(window_us);
+        self.head.put_u64_le(keys);
     }
 
     /// Keeps the place of a command that was taken back.
@@ -428,8 +494,23 @@ impl BatchBuilder {
     }
 }
 
+pub(super) fn put_policy(out: &mut impl BufMut, policy: &Policy) {
+    out.put_u32_le(policy.max_deliveries);
+    out.put_u64_le(policy.backoff_min_ms);
+    out.put_u64_le(policy.backoff_max_ms);
+    out.put_u8(policy.backoff_jitter);
+    out.put_u64_le(policy.max_reserved);
+    out.put_u64_le(policy.max_jobs);
+    out.put_u64_le(policy.max_bytes);
+    out.put_u32_le(policy.max_put_rate);
+    out.put_u64_le(policy.max_age_ms);
+    out.put_u8(policy.max_hops);
+    out.put_u8(u8::from(policy.pause_input) | u8::from(policy.pause_output) << 1);
+    put_tube(out, policy.dead_tube.as_deref().unwrap_or_default().as_bytes());
+}
+
 /// Names are validated where they enter the process; here only their length matters.
-fn put_tube(out: &mut BytesMut, tube: &[u8]) {
+fn put_tube(out: &mut impl BufMut, tube: &[u8]) {
     out.put_u8(u8::try_from(tube.len()).expect("a tube's name has at most 200 bytes"));
-    out.extend_from_slice(tube);
+    out.put_slice(tube);
 }

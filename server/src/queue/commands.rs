@@ -5,24 +5,47 @@ use beanpole_raft::BodyAddr;
 use super::decode::Put;
 use super::engine::{Engine, Run};
 use super::moves::micros;
+use super::policy::Reason;
 use super::record::{Record, Terms};
 use super::tubes::{DEFAULT, TimeKey};
 use super::types::{JobState, Outcome, SessionId};
 
 impl Engine {
-    pub(super) fn put(&mut self, run: &mut Run<'_>, put: &Put<'_>, body: BodyAddr) -> Outcome {
+    pub(super) fn put(
+        &mut self,
+        run: &mut Run<'_>,
+        session: SessionId,
+        put: &Put<'_>,
+        body: BodyAddr,
+    ) -> Outcome {
+        if let Some(first) = self.first_of(put) {
+            return Outcome::Inserted(first);
+        }
         if self.draining {
             return Outcome::Draining;
         }
         let tube = self.tube_for(run, put.tube);
+        let held = self.hops_of(session);
+        let hops = held.map_or(0, |(hops, _)| hops);
+        if let Some(held) = held {
+            self.note_derived(held, tube);
+        }
+        if self.refuses(tube, put, hops) {
+            self.note_lost(run, tube);
+            return Outcome::OverLimit;
+        }
         self.save_tube(tube);
-        self.tubes.get_mut(tube).total_jobs += 1;
+        let home = self.tubes.get_mut(tube);
+        home.total_jobs += 1;
+        home.bytes += u64::from(body.len);
         self.totals.total_jobs += 1;
         self.last_id += 1;
         let id = self.last_id;
-        let terms = Terms { tube, delay_s: put.delay_s, ttr_s: put.ttr_s.max(1) };
+        let (delay_s, ttr_s) = (put.delay_s, put.ttr_s.max(1));
+        let terms = Terms { tube, delay_s, ttr_s, hops, reason: Reason::None };
         let record = Record { body, created_us: self.stamp, pri: put.pri, terms };
         let slot = self.jobs.insert(id, &record);
+        self.note_first(put, id);
         run.effects.retained.push(body);
         match put.delay_s {
             0 => self.place_ready(run, id, slot),
@@ -49,11 +72,10 @@ impl Engine {
             return Outcome::NotFound;
         }
         self.take_out(id, slot);
-        let record = self.jobs.remove(id, slot);
-        run.effects.released.push(record.body);
-        self.save_tube(record.terms.tube);
-        self.tubes.get_mut(record.terms.tube).cmd_delete += 1;
-        self.note_lost(run, record.terms.tube);
+        let tube = self.jobs.tube(slot);
+        self.forget_job(run, id, slot);
+        self.save_tube(tube);
+        self.tubes.get_mut(tube).cmd_delete += 1;
         Outcome::Deleted
     }
 
@@ -70,10 +92,7 @@ impl Engine {
         self.jobs.set_pri(slot, pri);
         self.jobs.set_delay(slot, delay_s);
         self.jobs.count(slot, |counts| counts.releases = counts.releases.saturating_add(1));
-        match delay_s {
-            0 => self.place_ready(run, id, slot),
-            delay_s => self.place_delayed(id, slot, self.stamp + micros(delay_s)),
-        }
+        self.come_back(run, id, slot, delay_s);
         Outcome::Released
     }
 
@@ -143,8 +162,9 @@ impl Engine {
         }
     }
 
-    fn kick_one(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
+    pub(super) fn kick_one(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
         self.take_out(id, slot);
+        self.jobs.set_reason(slot, Reason::None);
         self.jobs.count(slot, |counts| counts.kicks = counts.kicks.saturating_add(1));
         self.place_ready(run, id, slot);
     }
@@ -209,6 +229,7 @@ impl Engine {
             return;
         }
         self.end_pause(slot);
+        self.policies.forget(self.tubes.get(slot).born);
         self.tubes.remove(slot);
         self.totals.tubes -= 1;
         run.offers.forget_tube(slot);

@@ -4,6 +4,9 @@
 use beanpole_raft::Payload;
 
 use super::batch::{BATCH_VERSION, BODY_OVERHEAD, PREFIX_BYTES, tag};
+use super::bulk::{BulkOrder, BulkVerb, States};
+use super::level::LEVEL;
+use super::policy::Policy;
 use super::types::{Gateway, SessionId};
 
 /// Why an entry cannot be read.
@@ -21,6 +24,14 @@ pub enum DecodeError {
     /// An unknown command.
     #[error("it has a command with tag {0}, which this release does not know: upgrade this node")]
     Tag(u8),
+    /// All other members know what this release does not.
+    #[error(
+        "it raises the cluster to level {0}, and this release knows levels up to {LEVEL}: upgrade this node"
+    )]
+    Level(u32),
+    /// An unknown bulk operation.
+    #[error("it has a bulk operation of kind {0}, which this release does not know: upgrade this node")]
+    Verb(u8),
     /// A name that is not UTF-8.
     #[error("a tube's name is not text")]
     TubeName,
@@ -53,6 +64,10 @@ pub(super) enum NodeCommand<'a> {
     Mark { nonce: u64 },
     Leave { node: u32, on: bool },
     BodyLost { id: u64, index: u64, offset: u32 },
+    Level { level: u32 },
+    Bulk(BulkOrder<'a>),
+    Policy { pattern: &'a str, policy: Option<PolicyBytes<'a>> },
+    OnceWindow { window_us: u64, keys: u64 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +95,18 @@ pub(super) struct Put<'a> {
     pub ttr_s: u32,
     /// Length of the body with what surrounds it.
     pub body_len: u32,
+    /// Of a `put-once`.
+    pub key: Option<&'a str>,
+}
+
+/// A policy, as it lies in the entry; it was read once without an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct PolicyBytes<'a>(&'a [u8]);
+
+impl PolicyBytes<'_> {
+    pub fn read(self) -> Policy {
+        Reader { bytes: self.0, at: 0 }.policy().expect("it was read when the command was")
+    }
 }
 
 /// A list of wants, as it lies in the entry.
@@ -156,6 +183,10 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Reader { bytes, at: 0 }
+    }
+
     pub fn section(&mut self) -> Result<Section, DecodeError> {
         let gateway = Gateway { node: self.u32()?, epoch: self.u64()? };
         Ok(Section { gateway, sequence: self.u64()?, commands: self.u32()? })
@@ -179,6 +210,10 @@ impl<'a> Reader<'a> {
                 NodeCommand::BodyLost { id: self.u64()?, index: self.u64()?, offset: self.u32()? }
             }
             tag::LEAVE => NodeCommand::Leave { node: self.u32()?, on: self.u8()? != 0 },
+            tag::LEVEL => NodeCommand::Level { level: self.level()? },
+            tag::BULK => NodeCommand::Bulk(self.bulk()?),
+            tag::POLICY => self.set_policy()?,
+            tag::ONCE_WINDOW => NodeCommand::OnceWindow { window_us: self.u64()?, keys: self.u64()? },
             tag => return Ok(Command::Client(self.u64()?, self.client_command(tag)?)),
         }))
     }
@@ -186,6 +221,10 @@ impl<'a> Reader<'a> {
     fn client_command(&mut self, tag: u8) -> Result<ClientCommand<'a>, DecodeError> {
         Ok(match tag {
             tag::PUT => ClientCommand::Put(self.put()?),
+            tag::PUT_ONCE => {
+                let put = self.put()?;
+                ClientCommand::Put(Put { key: Some(self.tube()?), ..put })
+            }
             tag::RESERVE_JOB => ClientCommand::ReserveJob { id: self.u64()? },
             tag::DELETE => ClientCommand::Delete { id: self.u64()? },
             tag::RELEASE => {
@@ -212,7 +251,54 @@ impl<'a> Reader<'a> {
     fn put(&mut self) -> Result<Put<'a>, DecodeError> {
         let (pri, delay_s, ttr_s) = (self.u32()?, self.u32()?, self.u32()?);
         let body_len = self.u32()?.checked_add(BODY_OVERHEAD as u32).ok_or(DecodeError::Body)?;
-        Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len })
+        Ok(Put { tube: self.tube()?, pri, delay_s, ttr_s, body_len, key: None })
+    }
+
+    fn set_policy(&mut self) -> Result<NodeCommand<'a>, DecodeError> {
+        let on = self.u8()? != 0;
+        let pattern = self.tube()?;
+        let start = self.at;
+        if on {
+            self.policy()?;
+        }
+        let policy = on.then(|| PolicyBytes(&self.bytes[start..self.at]));
+        Ok(NodeCommand::Policy { pattern, policy })
+    }
+
+    /// The rest of what [`super::batch`] writes of a policy.
+    pub fn policy(&mut self) -> Result<Policy, DecodeError> {
+        let mut policy = Policy {
+            max_deliveries: self.u32()?,
+            backoff_min_ms: self.u64()?,
+            backoff_max_ms: self.u64()?,
+            backoff_jitter: self.u8()?,
+            max_reserved: self.u64()?,
+            max_jobs: self.u64()?,
+            max_bytes: self.u64()?,
+            max_put_rate: self.u32()?,
+            max_age_ms: self.u64()?,
+            max_hops: self.u8()?,
+            ..Policy::default()
+        };
+        let pauses = self.u8()?;
+        (policy.pause_input, policy.pause_output) = (pauses & 1 != 0, pauses & 2 != 0);
+        let dead_tube = self.tube()?;
+        policy.dead_tube = (!dead_tube.is_empty()).then(|| dead_tube.into());
+        Ok(policy)
+    }
+
+    fn level(&mut self) -> Result<u32, DecodeError> {
+        let level = self.u32()?;
+        if level > LEVEL { Err(DecodeError::Level(level)) } else { Ok(level) }
+    }
+
+    fn bulk(&mut self) -> Result<BulkOrder<'a>, DecodeError> {
+        let nonce = self.u64()?;
+        let verb = self.u8()?;
+        let verb = BulkVerb::of_code(verb).ok_or(DecodeError::Verb(verb))?;
+        let states = States::of_bits(self.u8()?);
+        let (older_us, limit) = (self.u64()?, self.u64()?);
+        Ok(BulkOrder { nonce, verb, states, older_us, limit, tube: self.tube()?, to: self.tube()? })
     }
 
     pub fn tube(&mut self) -> Result<&'a str, DecodeError> {

@@ -16,7 +16,10 @@ impl Engine {
     pub fn next_due(&self) -> Due {
         let delayed = self.delayed.first().map(|key| key.at);
         let pause = self.pauses.first().map(|key| key.at);
-        let stamp = delayed.into_iter().chain(pause).min();
+        // The next slice of a bulk operation is always due.
+        let slice = (self.bulks.is_working() || self.policies.is_sweeping()).then_some(0);
+        let sweep = self.policies.next_sweep();
+        let stamp = delayed.into_iter().chain(pause).chain(slice).chain(sweep).min();
         Due { stamp, lease: self.reserved.by_deadline.first().map(|key| key.at) }
     }
 
@@ -24,7 +27,8 @@ impl Engine {
     /// fires.
     #[must_use]
     pub fn due_now(&self, stamp: u64, lease: u64) -> usize {
-        let mut due = 0;
+        let sweeps = self.policies.is_sweeping() || self.policies.next_sweep().is_some_and(|at| at <= stamp);
+        let mut due = usize::from(self.bulks.is_working() || sweeps);
         for head in self.delayed.iter().take_while(|key| key.at <= stamp) {
             let slot = self.jobs.find(head.id).expect("a delayed job is there");
             let home = self.tubes.get(self.jobs.tube(slot));

@@ -1,15 +1,18 @@
-//! The state, and how an entry runs: first what is due, then the commands of each section, then what offers
-//! are left.
+//! The state, and how an entry runs: first what is due, then the commands of each section, then a slice of a bulk
+//! operation, then what offers are left.
 //!
 //! Decisions of single commands are in `commands`, moves between a job's states in `moves`.
 
 use beanpole_raft::{BodyAddr, Payload};
 
-use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, Section};
+use super::bulk::Bulks;
+use super::decode::{Batch, ClientCommand, Command, DecodeError, NodeCommand, PolicyBytes, Section};
 use super::gateways::Gateways;
 use super::history::{Before, History};
 use super::jobs::Jobs;
 use super::offers::Offers;
+use super::once::Once;
+use super::policy::Policies;
 use super::reserved::Reserved;
 use super::runs::Runs;
 use super::snapshot::Saving;
@@ -46,6 +49,12 @@ pub struct Engine {
     pub(super) pauses: Runs<TimeKey>,
     pub(super) reserved: Reserved,
     pub(super) gateways: Gateways,
+    /// What all members know to apply; see [`super::level`].
+    pub(super) level: u32,
+    /// Operations on many jobs, under way and done.
+    pub(super) bulks: Bulks,
+    pub(super) policies: Policies,
+    pub(super) once: Once,
     /// The image being taken, if any. Not part of the state.
     pub(super) saving: Option<Box<Saving>>,
     /// Counts images begun. Not part of the state.
@@ -102,6 +111,10 @@ impl Engine {
             pauses: Runs::default(),
             reserved: Reserved::default(),
             gateways: Gateways::default(),
+            level: 0,
+            bulks: Bulks::default(),
+            policies: Policies::default(),
+            once: Once::default(),
             saving: None,
             snapshots: 0,
             serial: 0,
@@ -133,6 +146,7 @@ impl Engine {
         let mut run = Run { effects, offers, index, body_at, payload_len };
         self.take_offers(&mut run, &batch)?;
         self.fire_due(&mut run);
+        self.serve_freed(&mut run);
         let mut reader = batch.commands;
         for _ in 0..batch.sections {
             let section = reader.section()?;
@@ -140,6 +154,7 @@ impl Engine {
             for _ in 0..section.commands {
                 let command = reader.command()?;
                 live = self.execute(&mut run, &section, live, command)?;
+                self.serve_freed(&mut run);
             }
         }
         reader.end()?;
@@ -147,6 +162,7 @@ impl Engine {
             0 => {}
             left => return Err(DecodeError::LeftOver(left)),
         }
+        self.work_on_bulks(&mut run);
         self.end_offers(&mut run);
         self.note_tubes(&mut run);
         let Run { mut offers, effects, .. } = run;
@@ -215,6 +231,12 @@ impl Engine {
             NodeCommand::Mark { nonce } => self.marking = Some(nonce),
             NodeCommand::Leave { node, on } => self.leave(node, on),
             NodeCommand::BodyLost { id, index, offset } => self.body_lost(run, id, (index, offset)),
+            NodeCommand::Level { level } => self.raise_level(level),
+            NodeCommand::Bulk(order) => self.begin_bulk(&order),
+            NodeCommand::OnceWindow { window_us, keys } => self.set_once(window_us, keys),
+            NodeCommand::Policy { pattern, policy } => {
+                self.set_policy(run, pattern, policy.map(PolicyBytes::read));
+            }
         }
     }
 
@@ -226,7 +248,7 @@ impl Engine {
         body: BodyAddr,
     ) -> Option<Outcome> {
         Some(match command {
-            ClientCommand::Put(put) => self.put(run, &put, body),
+            ClientCommand::Put(put) => self.put(run, session, &put, body),
             ClientCommand::ReserveJob { id } => self.reserve_job(run, session, id),
             ClientCommand::Delete { id } => self.delete(run, session, id),
             ClientCommand::Release { id, pri, delay_s } => self.release(run, session, id, pri, delay_s),
@@ -282,7 +304,8 @@ impl Engine {
         let born = self.next_born;
         self.next_born += 1;
         self.totals.tubes += 1;
-        self.tubes.insert(Tube { name: name.into(), born, ..Tube::default() })
+        let policy = self.policies.of(name);
+        self.tubes.insert(Tube { name: name.into(), born, policy, ..Tube::default() })
     }
 
     /// The tube of that name, made if there is none; offers that wait for it find it from now on.

@@ -5,14 +5,15 @@ use std::io::{self, Read};
 use beanpole_raft::BodyAddr;
 use crc32fast::Hasher;
 
-use super::image::{Before, COUNTS, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE, STATE, SavedJob};
+use super::image::{Before, COUNTS, POLICY, SAME_ENTRY, SAME_NUMBERS, SAME_TUBE, STATE, SavedJob};
 use super::jobs::{Counts, Hold, Place};
+use super::policy::Reason;
 use super::record::{Record, Terms};
 
 /// Read from the source at once.
 const READ_BYTES: usize = 256 << 10;
 /// No record is longer.
-const RECORD_MAX: usize = 1 << 10;
+pub(super) const RECORD_MAX: usize = 1 << 10;
 
 /// The error of an image that is not what it should be.
 pub(super) fn bad(why: impl std::fmt::Display) -> io::Error {
@@ -164,6 +165,10 @@ impl<'a> Fields<'a> {
             0 => [self.number()?, self.number()?, self.number()?],
             _ => Before::numbers(last),
         };
+        let (hops, reason) = match flags & POLICY {
+            0 => (0, Reason::None),
+            _ => (self.u8()?, checked(Reason::of_code(self.u8()?), "a job's reason")?),
+        };
         let (mut index, mut created_us, mut base) = (last.body.index, last.created_us, before.body_end());
         if flags & SAME_ENTRY == 0 {
             index = index.wrapping_add(self.zigzag()? as u64);
@@ -173,7 +178,8 @@ impl<'a> Fields<'a> {
         let offset = base.checked_add(self.zigzag()?).and_then(|offset| u32::try_from(offset).ok());
         let offset = checked(offset, "a body's offset")?;
         let body = BodyAddr { index, offset, len: self.number()? };
-        let record = Record { body, created_us, pri, terms: Terms { tube: 0, delay_s, ttr_s } };
+        let terms = Terms { tube: 0, delay_s, ttr_s, hops, reason };
+        let record = Record { body, created_us, pri, terms };
         let counts = if flags & COUNTS != 0 { self.counts()? } else { Counts::default() };
         Ok(SavedJob { id, born, record, counts, place: self.place(flags & STATE)? })
     }

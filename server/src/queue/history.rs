@@ -39,6 +39,7 @@ impl History {
             Outcome::Reserved { id, .. } => (10, *id),
             Outcome::Noop => (11, 0),
             Outcome::Draining => (12, 0),
+            Outcome::OverLimit => (13, 0),
         };
         self.add(kind);
         self.add(value);
@@ -86,6 +87,9 @@ impl Engine {
         for (session, want) in &effects.unmatched[before.unmatched..] {
             history.add_session(session);
             history.add(*want);
+        }
+        for done in self.bulks.progress() {
+            self.history.add(done);
         }
         if let Some(nonce) = self.marking.take() {
             self.mark = Mark { nonce, index: self.applied, hash: self.history.0 };

@@ -1,6 +1,7 @@
 //! The image of the state: its bytes, and the way back.
 //!
-//! Version 1. `u8`, `u16`, `u32`, `u64` are little-endian; `v` is a number in LEB128 (7 bits a byte, the
+//! Version 1 at level 0 (see [`super::level`]), so that members of an older release can load it; else version 2, which
+//! has the annex. `u8`, `u16`, `u32`, `u64` are little-endian; `v` is a number in LEB128 (7 bits a byte, the
 //! lowest first); `z` is a difference as `v` of its zigzag form.
 //!
 //! ```text
@@ -12,6 +13,7 @@
 //! ├────────────┴─────────────┴─────────────┴──────────────────────────────────────┬──┘
 //! │ draining u8, leaving node u32, gateways u32                                   │
 //! │ gateway*: node u32, epoch u64, nonce u64, sequence u64, live u8               │  by node
+//! │ version 2: level u32, length u32, annex (see `annex`)                         │
 //! ├───────────────────────────────────────────────────────────────────────────────┤
 //! │ tube*: 1 u8, birth v (less the one before), name length u8, name,             │  by birth
 //! │        total jobs v, cmd-delete v, cmd-pause v,                               │
@@ -20,6 +22,7 @@
 //! │ job*:  flags u8, id v (less the one before),                                  │  by id
 //! │        [tube's birth v]              unless SAME_TUBE                         │
 //! │        [pri v, delay v, ttr v]       unless SAME_NUMBERS                      │
+//! │        [hops u8, reason u8]          if POLICY: one of them is not 0          │
 //! │        [entry z, created z]          unless SAME_ENTRY; from the job before   │
 //! │        body offset z, body length v  offset: from the end of the body before  │
 //! │                                      with SAME_ENTRY, else from 0             │
@@ -30,7 +33,7 @@
 //! │ 0 u8, tubes v, jobs v, CRC32 u32 of all bytes before it                       │
 //! └───────────────────────────────────────────────────────────────────────────────┘
 //! flags: 0x80, and 0x03 state (0 ready, 1 reserved, 2 delayed, 3 buried), 0x04 COUNTS, 0x08 SAME_TUBE,
-//!        0x10 SAME_NUMBERS, 0x20 SAME_ENTRY: equal to those of the job before
+//!        0x10 SAME_NUMBERS, 0x20 SAME_ENTRY: equal to those of the job before; 0x40 POLICY, in version 2
 //! ```
 //!
 //! What can be derived is not in it: orders, sums, slots.
@@ -46,8 +49,10 @@ use super::record::{Record, Terms};
 use super::types::JobState;
 
 pub(super) const MAGIC: &[u8; 4] = b"BPQI";
-/// Version of the image format.
-pub const IMAGE_VERSION: u16 = 1;
+/// Newest version of the image format.
+pub const IMAGE_VERSION: u16 = 2;
+/// Version of the format of a state of level 0.
+pub(super) const PLAIN_VERSION: u16 = 1;
 
 pub(super) const END: u8 = 0;
 pub(super) const TUBE: u8 = 1;
@@ -57,6 +62,7 @@ pub(super) const COUNTS: u8 = 0x04;
 pub(super) const SAME_TUBE: u8 = 0x08;
 pub(super) const SAME_NUMBERS: u8 = 0x10;
 pub(super) const SAME_ENTRY: u8 = 0x20;
+pub(super) const POLICY: u8 = 0x40;
 
 /// A tube as the image has it.
 #[derive(Clone, Default)]
@@ -123,7 +129,8 @@ impl ImageWriter {
     pub fn new(engine: &Engine) -> Self {
         let mut head = Vec::new();
         head.extend_from_slice(MAGIC);
-        head.extend_from_slice(&IMAGE_VERSION.to_le_bytes());
+        let version = if engine.level == 0 { PLAIN_VERSION } else { IMAGE_VERSION };
+        head.extend_from_slice(&version.to_le_bytes());
         head.extend_from_slice(&[0; 2]);
         let numbers = [
             engine.applied,
@@ -152,6 +159,7 @@ impl ImageWriter {
             head.extend_from_slice(&life.sequence.to_le_bytes());
             head.push(u8::from(life.live));
         }
+        head.append(&mut engine.annex());
         let (crc, before) = (Hasher::new(), Before::default());
         ImageWriter { head, crc, tubes: 0, jobs: 0, last_born: 0, before }
     }
@@ -202,13 +210,16 @@ pub(super) fn write_job(before: &Before, job: &SavedJob, out: &mut Vec<u8>) {
     let same_tube = job.born == before.born;
     let same_numbers = Before::numbers(record) == Before::numbers(last);
     let same_entry = record.body.index == last.body.index && record.created_us == last.created_us;
+    let (hops, reason) = (record.terms.hops, record.terms.reason.code());
+    let has_policy = hops > 0 || reason > 0;
     let flag = |on: bool, flag: u8| if on { flag } else { 0 };
     out.push(
         JOB | state_bits(job.place.state())
             | flag(has_counts, COUNTS)
             | flag(same_tube, SAME_TUBE)
             | flag(same_numbers, SAME_NUMBERS)
-            | flag(same_entry, SAME_ENTRY),
+            | flag(same_entry, SAME_ENTRY)
+            | flag(has_policy, POLICY),
     );
     varint(out, job.id - before.id);
     if !same_tube {
@@ -216,6 +227,9 @@ pub(super) fn write_job(before: &Before, job: &SavedJob, out: &mut Vec<u8>) {
     }
     if !same_numbers {
         varints(out, Before::numbers(record));
+    }
+    if has_policy {
+        out.extend_from_slice(&[hops, reason]);
     }
     let body = record.body;
     if same_entry {

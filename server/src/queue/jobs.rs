@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use super::policy::Reason;
 use super::record::{Packed, Record, Terms, TermsTable};
 use super::slab::Slab;
 use super::types::JobState;
@@ -178,13 +179,26 @@ impl Jobs {
     }
 
     pub fn set_delay(&mut self, slot: u32, delay_s: u32) {
-        let terms = self.terms(slot);
-        if terms.delay_s == delay_s {
+        self.set_terms(slot, Terms { delay_s, ..self.terms(slot) });
+    }
+
+    /// Moves a job that is in no order to another tube.
+    pub fn set_tube(&mut self, slot: u32, tube: u32) {
+        self.set_terms(slot, Terms { tube, ..self.terms(slot) });
+    }
+
+    /// Notes what a policy did with a job.
+    pub fn set_reason(&mut self, slot: u32, reason: Reason) {
+        self.set_terms(slot, Terms { reason, ..self.terms(slot) });
+    }
+
+    fn set_terms(&mut self, slot: u32, terms: Terms) {
+        if self.terms(slot) == terms {
             return;
         }
         let record = &mut self.records[slot];
         let before = record.terms();
-        record.set_terms(self.terms.add(Terms { delay_s, ..terms }));
+        record.set_terms(self.terms.add(terms));
         self.terms.remove(before);
     }
 

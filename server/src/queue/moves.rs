@@ -50,6 +50,7 @@ impl Engine {
                 self.reserved.remove(hold.node, hold.conn, hold.deadline, id);
                 self.tubes.get_mut(tube).reserved -= 1;
                 self.totals.reserved -= 1;
+                self.note_freed(tube);
             }
         }
     }
@@ -60,6 +61,7 @@ impl Engine {
         let record = self.jobs.record(slot);
         let (pri, tube) = (record.pri, record.terms.tube);
         self.tubes.reorder(tube, |home| home.ready.insert(ReadyKey::new(pri, id)));
+        self.arm_sweep(tube);
         self.totals.ready += 1;
         if pri < URGENT_BELOW {
             self.tubes.get_mut(tube).urgent += 1;
@@ -73,16 +75,23 @@ impl Engine {
         self.jobs.set_place(slot, Place::Delayed(due));
         let tube = self.jobs.tube(slot);
         self.change_delayed(tube, |delayed| delayed.insert(TimeKey { at: due, id }));
+        self.arm_sweep(tube);
         self.totals.delayed += 1;
     }
 
     /// Buries a job that is nowhere, behind those that are.
     pub(super) fn place_buried(&mut self, id: u64, slot: u32) {
         self.last_seq += 1;
-        self.jobs.set_place(slot, Place::Buried(self.last_seq));
+        self.place_buried_at(id, slot, self.last_seq);
+    }
+
+    /// Buries a job that is nowhere at a place in the order of burying that nobody else has.
+    pub(super) fn place_buried_at(&mut self, id: u64, slot: u32, at: u64) {
+        self.jobs.set_place(slot, Place::Buried(at));
         let tube = self.jobs.tube(slot);
-        let key = TimeKey { at: self.last_seq, id };
+        let key = TimeKey { at, id };
         self.tubes.reorder(tube, |home| home.buried.insert(key));
+        self.arm_sweep(tube);
         self.totals.buried += 1;
     }
 
@@ -105,8 +114,9 @@ impl Engine {
         self.take_out(id, slot);
         if undone {
             self.jobs.count(slot, |counts| counts.reserves = counts.reserves.saturating_sub(1));
+            return self.place_ready(run, id, slot);
         }
-        self.place_ready(run, id, slot);
+        self.come_back(run, id, slot, 0);
     }
 
     /// A reservation runs out.
@@ -114,7 +124,23 @@ impl Engine {
         self.take_out(id, slot);
         self.jobs.count(slot, |counts| counts.timeouts = counts.timeouts.saturating_add(1));
         self.totals.timeouts += 1;
-        self.place_ready(run, id, slot);
+        self.come_back(run, id, slot, 0);
+    }
+
+    /// Forgets a job that is nowhere.
+    pub(super) fn forget_job(&mut self, run: &mut Run<'_>, id: u64, slot: u32) {
+        let record = self.jobs.remove(id, slot);
+        run.effects.released.push(record.body);
+        self.tubes.get_mut(record.terms.tube).bytes -= u64::from(record.body.len);
+        self.note_lost(run, record.terms.tube);
+    }
+
+    /// A job that is nowhere belongs to another tube from now on.
+    pub(super) fn change_tube(&mut self, slot: u32, to: u32) {
+        let (from, bytes) = (self.jobs.tube(slot), u64::from(self.jobs.record(slot).body.len));
+        self.jobs.set_tube(slot, to);
+        self.tubes.get_mut(from).bytes -= bytes;
+        self.tubes.get_mut(to).bytes += bytes;
     }
 
     /// What was ready is so no longer.

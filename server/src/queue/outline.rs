@@ -42,15 +42,20 @@ pub fn outline<'a>(batch: &'a Payload, mut f: impl FnMut(Item<'a>)) -> Result<()
                         f(item);
                     }
                 }
-                Command::Node(NodeCommand::GatewayUp { .. } | NodeCommand::GatewayGone { .. }) => {
-                    f(Item::MayReady)
-                }
+                Command::Node(
+                    NodeCommand::GatewayUp { .. }
+                    | NodeCommand::GatewayGone { .. }
+                    | NodeCommand::Bulk(_)
+                    | NodeCommand::Policy { .. },
+                ) => f(Item::MayReady),
                 Command::Node(
                     NodeCommand::TubeGone { .. }
                     | NodeCommand::SetDraining { .. }
                     | NodeCommand::Mark { .. }
                     | NodeCommand::Leave { .. }
-                    | NodeCommand::BodyLost { .. },
+                    | NodeCommand::BodyLost { .. }
+                    | NodeCommand::Level { .. }
+                    | NodeCommand::OnceWindow { .. },
                 ) => {}
             }
         }

@@ -2,6 +2,7 @@
 
 use beanpole_raft::BodyAddr;
 
+use super::batch::BODY_OVERHEAD;
 use super::engine::Engine;
 use super::types::{Gateway, JobState, JobView, SessionId, Totals, TubeView};
 
@@ -16,7 +17,7 @@ impl Engine {
     #[must_use]
     pub fn index_bytes(&self) -> usize {
         let orders = self.delayed.bytes() + self.pauses.bytes() + self.reserved.bytes();
-        self.jobs.bytes() + self.tubes.bytes() + orders
+        self.jobs.bytes() + self.tubes.bytes() + orders + self.once.bytes()
     }
 
     /// The highest stamp of any entry so far, in microseconds. Delays and pauses follow it.
@@ -62,6 +63,8 @@ impl Engine {
             releases: counts.releases,
             buries: counts.buries,
             kicks: counts.kicks,
+            hops: record.terms.hops,
+            reason: record.terms.reason,
             holder,
         })
     }
@@ -81,6 +84,7 @@ impl Engine {
             cmd_pause: tube.cmd_pause,
             pause_s: tube.pause_s,
             pause_until_us: tube.pause_until_us,
+            bytes: tube.bytes - (BODY_OVERHEAD * tube.jobs() as usize) as u64,
         })
     }
 
@@ -113,11 +117,11 @@ impl Engine {
         Some(self.tubes.by_name(tube)?.buried.first()?.id)
     }
 
-    /// How many jobs the tube could hand out now: none while it is paused.
+    /// How many jobs the tube could hand out now: none while it is paused, and no more than its policy lets.
     #[must_use]
     pub fn has_ready(&self, tube: &[u8]) -> usize {
         let open = self.tubes.by_name(tube).filter(|tube| !tube.is_paused());
-        open.map_or(0, |tube| tube.ready.len())
+        open.map_or(0, |tube| tube.ready.len().min(usize::try_from(tube.room()).unwrap_or(usize::MAX)))
     }
 
     /// The lease clock value at which the first of the session's reservations runs out.

@@ -3,13 +3,14 @@
 //! ```text
 //!   Packed   pri u32 │ terms u30, state u2 │ side u32 │ body: offset u32, length u32, entry u48 │ created u48
 //!                          │                   └──► Side: counts and mark or hold, of the few jobs that have them
-//!                          └──► Terms: tube, delay and ttr, shared by all jobs that are alike in them
+//!                          └──► Terms: tube, delay, ttr, hops and reason, shared by all jobs that are alike in them
 //! ```
 
 use std::collections::BTreeMap;
 
 use beanpole_raft::BodyAddr;
 
+use super::policy::Reason;
 use super::slab::Slab;
 use super::types::JobState;
 
@@ -37,6 +38,9 @@ pub(super) struct Terms {
     pub tube: u32,
     pub delay_s: u32,
     pub ttr_s: u32,
+    /// How many jobs it descends from: each was held by the session that put the next.
+    pub hops: u8,
+    pub reason: Reason,
 }
 
 impl Record {
@@ -215,7 +219,7 @@ mod tests {
     #[test]
     fn terms_are_kept_once_and_as_long_as_a_job_has_them() {
         let mut table = TermsTable::default();
-        let terms = |delay_s| Terms { tube: 3, delay_s, ttr_s: 60 };
+        let terms = |delay_s| Terms { tube: 3, delay_s, ttr_s: 60, ..Terms::default() };
         let first = table.add(terms(0));
         let other = table.add(terms(5));
         assert_eq!(table.add(terms(0)), first);

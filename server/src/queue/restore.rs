@@ -11,11 +11,12 @@
 use std::io::{self, Read};
 
 use super::engine::Engine;
-use super::fields::{Fields, Source, bad, checked};
+use super::fields::{Fields, RECORD_MAX, Source, bad, checked};
 use super::gateways::Life;
 use super::history::History;
-use super::image::{Before, END, IMAGE_VERSION, JOB, MAGIC, TUBE};
+use super::image::{Before, END, IMAGE_VERSION, JOB, MAGIC, PLAIN_VERSION, TUBE};
 use super::jobs::{Page, Place};
+use super::level::LEVEL;
 use super::tubes::{DEFAULT, ReadyKey, TimeKey, Tube};
 use super::types::{Mark, URGENT_BELOW};
 
@@ -51,7 +52,7 @@ impl Engine {
     }
 
     fn read_head(&mut self, source: &mut Source<'_>) -> io::Result<()> {
-        let gateways = source.record(|fields| self.read_numbers(fields))?;
+        let (version, gateways) = source.record(|fields| self.read_numbers(fields))?;
         for _ in 0..gateways {
             source.record(|fields| {
                 let node = fields.u32()?;
@@ -61,17 +62,33 @@ impl Engine {
                 Ok(())
             })?;
         }
-        Ok(())
+        if version > PLAIN_VERSION { self.read_level(source) } else { Ok(()) }
     }
 
-    /// Answers how many gateways follow.
-    fn read_numbers(&mut self, fields: &mut Fields<'_>) -> io::Result<u32> {
+    fn read_level(&mut self, source: &mut Source<'_>) -> io::Result<()> {
+        let (level, mut left) = source.record(|fields| Ok((fields.u32()?, fields.u32()? as usize)))?;
+        if level == 0 || level > LEVEL {
+            return Err(bad(format!("its level is {level}, and this release reads levels up to {LEVEL}")));
+        }
+        self.level = level;
+        let mut annex = Vec::new();
+        while left > 0 {
+            let part = left.min(RECORD_MAX);
+            source.record(|fields| fields.take(part).map(|bytes| annex.extend_from_slice(bytes)))?;
+            left -= part;
+        }
+        self.read_annex(&annex).map_err(bad)
+    }
+
+    /// Answers the version, and how many gateways follow.
+    fn read_numbers(&mut self, fields: &mut Fields<'_>) -> io::Result<(u16, u32)> {
         if fields.array::<4>()? != *MAGIC {
             return Err(bad("it does not begin with BPQI"));
         }
         let version = fields.u16()?;
-        if version != IMAGE_VERSION {
-            return Err(bad(format!("its version is {version}, and this release reads {IMAGE_VERSION}")));
+        if !(PLAIN_VERSION..=IMAGE_VERSION).contains(&version) {
+            let read = format!("{PLAIN_VERSION} to {IMAGE_VERSION}");
+            return Err(bad(format!("its version is {version}, and this release reads {read}")));
         }
         fields.array::<2>()?;
         self.applied = fields.u64()?;
@@ -86,7 +103,7 @@ impl Engine {
         self.mark = Mark { nonce: fields.u64()?, index: fields.u64()?, hash: fields.u64()? };
         self.draining = fields.u8()? != 0;
         self.leaving = fields.u32()?;
-        fields.u32()
+        Ok((version, fields.u32()?))
     }
 
     /// Answers false at the end.
@@ -112,7 +129,7 @@ impl Engine {
         }
         let len = fields.u8()? as usize;
         let name = std::str::from_utf8(fields.take(len)?).map_err(|_| bad("a tube's name is not text"))?;
-        let mut tube = Tube { name: name.into(), born, ..Tube::default() };
+        let mut tube = Tube { name: name.into(), born, policy: self.policies.of(name), ..Tube::default() };
         tube.total_jobs = fields.varint()?;
         tube.cmd_delete = fields.varint()?;
         tube.cmd_pause = fields.varint()?;
@@ -143,6 +160,7 @@ impl Engine {
         if !job.record.fits() {
             return Err(bad("a job's entry is beyond all logs"));
         }
+        self.tubes.get_mut(state.tube).bytes += u64::from(job.record.body.len);
         let slot = self.jobs.load(&mut state.page, job.id, &job.record);
         self.jobs.set_counts(slot, job.counts);
         state.before = Before::next(&job);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::names::Names;
+use super::policy::Policy;
 use super::runs::Runs;
 use super::slab::Slab;
 
@@ -54,6 +55,10 @@ pub(super) struct Tube {
     pub pause_s: u32,
     /// Stamp at which the pause ends; 0 = not paused.
     pub pause_until_us: u64,
+    /// Bytes that its jobs' bodies take in the log. Derived.
+    pub bytes: u64,
+    /// Limits and rules for it. Derived.
+    pub policy: Option<Arc<Policy>>,
     /// What concerns only the entry being applied.
     pub now: Now,
 }
@@ -85,7 +90,15 @@ impl Tube {
     }
     /// What it would hand out next.
     pub fn next_ready(&self) -> Option<ReadyKey> {
-        if self.is_paused() { None } else { self.ready.first() }
+        if self.is_paused() || self.room() == 0 { None } else { self.ready.first() }
+    }
+    /// How many jobs it may hand out, whether it has them or not.
+    pub fn room(&self) -> u64 {
+        match &self.policy {
+            Some(policy) if policy.pause_output => 0,
+            Some(policy) if policy.max_reserved > 0 => policy.max_reserved.saturating_sub(self.reserved),
+            Some(_) | None => u64::MAX,
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use beanpole_raft::BodyAddr;
 
+use super::policy::Reason;
+
 /// Priorities below this are urgent, as in beanstalkd's statistics.
 pub const URGENT_BELOW: u32 = 1024;
 
@@ -103,6 +105,10 @@ pub struct JobView<'a> {
     pub buries: u32,
     /// How often it was kicked.
     pub kicks: u32,
+    /// How many jobs it descends from: each was held by the session that put the next.
+    pub hops: u8,
+    /// What a policy did with it.
+    pub reason: Reason,
     /// Who holds it, if it is reserved.
     pub holder: Option<SessionId>,
 }
@@ -130,6 +136,8 @@ pub struct TubeView {
     pub pause_s: u32,
     /// Stamp at which that pause ends; 0 if none.
     pub pause_until_us: u64,
+    /// Bytes of its jobs' bodies.
+    pub bytes: u64,
 }
 
 impl TubeView {
@@ -213,6 +221,8 @@ pub enum Outcome {
     Noop,
     /// The cluster takes no new jobs.
     Draining,
+    /// The tube's policy refuses the put.
+    OverLimit,
 }
 
 /// A job given to a session that waited for one.

@@ -16,6 +16,7 @@ struct Expected {
     buried: Vec<TimeKey>,
     reserved: u64,
     urgent: u64,
+    bytes: u64,
 }
 
 impl Engine {
@@ -31,6 +32,7 @@ impl Engine {
             last = id;
             let record = self.jobs.record(slot);
             let tube = tubes.entry(record.terms.tube).or_default();
+            tube.bytes += u64::from(record.body.len);
             match self.jobs.place(slot) {
                 Place::Ready => {
                     tube.ready.push(ReadyKey::new(record.pri, id));
@@ -59,6 +61,7 @@ impl Engine {
                 pauses.push(TimeKey { at: tube.pause_until_us, id: tube.born });
             }
             verify_tube(tube, expected, &mut totals)?;
+            expect(tube.policy == self.policies.of(&tube.name), || format!("the policy of {}", tube.name))?;
         }
         expect(tubes.is_empty(), || "a job is in a tube that is not there".to_owned())?;
         let (counted, recounted) = self.tubes.order_bytes_recounted();
@@ -89,6 +92,7 @@ fn verify_tube(tube: &Tube, expected: Expected, totals: &mut Totals) -> Result<(
     let name = &tube.name;
     expect(tube.urgent == expected.urgent, || format!("urgent count of {name}"))?;
     expect(tube.reserved == expected.reserved, || format!("reserved count of {name}"))?;
+    expect(tube.bytes == expected.bytes, || format!("bytes of {name}"))?;
     totals.urgent += expected.urgent;
     totals.reserved += expected.reserved;
     totals.ready += expected.ready.len() as u64;

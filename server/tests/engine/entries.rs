@@ -1,7 +1,9 @@
 //! Entries as plain data: what the tests generate, what the model applies, and what becomes a batch for the
 //! engine.
 
-use beanpole::queue::{BODY_OVERHEAD, BatchBuilder, Gateway, SessionId};
+use beanpole::queue::{
+    BODY_OVERHEAD, BatchBuilder, BulkOrder, BulkVerb, Gateway, JobState, Policy, SessionId, States,
+};
 use beanpole_raft::{BodyAddr, Payload};
 use bytes::Bytes;
 
@@ -23,8 +25,39 @@ pub enum Cmd {
     Unreserve { conn: u64, want: u64, id: u64 },
     TubeGone { tube: String },
     Draining { on: bool },
+    Level { level: u32 },
+    Bulk(Bulk),
+    PutOnce { conn: u64, key: String, tube: String, bytes: usize },
+    OnceWindow { window_us: u64, keys: u64 },
+    Policy { pattern: String, policy: Option<Policy> },
     Noop { conn: u64 },
     Lost { id: u64, body: BodyAddr },
+}
+
+/// An operation on many jobs.
+#[derive(Clone, Debug)]
+pub struct Bulk {
+    pub nonce: u64,
+    pub verb: BulkVerb,
+    pub states: Vec<JobState>,
+    pub older_us: u64,
+    pub limit: u64,
+    pub tube: String,
+    pub to: String,
+}
+
+impl Bulk {
+    /// All jobs of a tube.
+    pub fn all(nonce: u64, verb: BulkVerb, tube: &str, to: &str) -> Self {
+        let states = vec![JobState::Ready, JobState::Delayed, JobState::Buried];
+        Bulk { nonce, verb, states, older_us: 0, limit: u64::MAX, tube: tube.into(), to: to.into() }
+    }
+
+    fn order(&self) -> BulkOrder<'_> {
+        let states = self.states.iter().fold(States::default(), |all, state| all.and(States::only(*state)));
+        let Bulk { nonce, verb, older_us, limit, .. } = *self;
+        BulkOrder { nonce, verb, states, older_us, limit, tube: &self.tube, to: &self.to }
+    }
 }
 
 /// A gateway's section.
@@ -112,6 +145,13 @@ fn append(batch: &mut BatchBuilder, command: &Cmd) {
         Cmd::Unreserve { conn, want, id } => batch.unreserve(*conn, *want, *id),
         Cmd::TubeGone { tube } => batch.tube_gone(tube.as_bytes()),
         Cmd::Draining { on } => batch.set_draining(*on),
+        Cmd::Level { level } => batch.raise_level(*level),
+        Cmd::PutOnce { conn, key, tube, bytes } => {
+            batch.put_once(*conn, key.as_bytes(), tube.as_bytes(), [1024, 0, 60], body(*bytes));
+        }
+        Cmd::OnceWindow { window_us, keys } => batch.set_once_window(*window_us, *keys),
+        Cmd::Policy { pattern, policy } => batch.set_policy(pattern, policy.as_ref()),
+        Cmd::Bulk(bulk) => batch.bulk(&bulk.order()),
         Cmd::Noop { conn } => batch.noop(*conn),
         Cmd::Lost { id, body } => batch.body_lost(*id, *body),
     }

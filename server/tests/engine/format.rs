@@ -3,8 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use beanpole::queue::{BatchBuilder, Effects, Engine, Gateway, Outcome};
-use beanpole_raft::Payload;
+use beanpole::queue::{
+    BatchBuilder, BulkOrder, BulkVerb, Effects, Engine, Gateway, JobState, Outcome, States,
+};
+use beanpole_raft::{BodyAddr, Payload};
 use proptest::prelude::*;
 
 use crate::entries::body;
@@ -82,6 +84,38 @@ fn version_1_stays_as_it_is() {
         "0700000008000000000000000a00000000000000",   // node, epoch, conn
         "120000000000000001000161",                   // want, tubes, tube
         "ac2a93d868690d0a",                           // crc, body
+    ];
+    assert_eq!(hex, expected.concat());
+}
+
+/// The same for what nodes propose by themselves or for operators, and for puts with a key.
+#[test]
+fn later_commands_stay_as_they_are() {
+    let mut batch = BatchBuilder::new(0x11, 0x22);
+    batch.section(Gateway { node: 7, epoch: 8 }, 9);
+    batch.body_lost(1, BodyAddr { index: 2, offset: 3, len: 4 });
+    batch.raise_level(1);
+    let (verb, states) = (BulkVerb::Move, States::only(JobState::Buried));
+    batch.bulk(&BulkOrder { nonce: 5, verb, states, older_us: 6, limit: 7, tube: "a", to: "b" });
+    batch.set_policy("p", None);
+    batch.put_once(10, b"key", b"tube", [11, 12, 13], b"hi\r\n".to_vec().into());
+    batch.set_once_window(14, 15);
+    let hex: String = batch.finish().to_bytes()[50..].iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = [
+        "06000000",                           // commands
+        "1301000000000000000200000000000000", // body lost, job, entry
+        "03000000",                           // offset
+        "1401000000",                         // level
+        "1505000000000000000204",             // bulk, nonce, verb, states
+        "06000000000000000700000000000000",   // older, limit
+        "01610162",                           // tube, to
+        "16000170",                           // policy, off, pattern
+        "170a00000000000000",                 // put with a key, conn
+        "0b0000000c0000000d0000000200000004", // pri, delay, ttr, bytes, name length
+        "74756265036b6579",                   // tube, key
+        "180e000000000000000f00000000000000", // window, keys
+        "00000000",                           // offers
+        "ac2a93d868690d0a",                   // crc, body
     ];
     assert_eq!(hex, expected.concat());
 }

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use beanpole::queue::{
-    Effects, Engine, Gateway, GatewayUp, Handout, JobState, JobView, Outcome, Refused, RefusedWhy, SessionId,
-    Totals, TubeView,
+    BODY_OVERHEAD, BulkVerb, Effects, Engine, Gateway, GatewayUp, Handout, JobState, JobView, Outcome,
+    Reason, Refused, RefusedWhy, SessionId, Totals, TubeView,
 };
 use beanpole_raft::{BodyAddr, Payload};
 
-use crate::entries::{Cmd, Entry, Offered, Sect};
+use crate::entries::{Bulk, Cmd, Entry, Offered, Sect};
 
 #[derive(Clone, Debug, PartialEq)]
 enum At {
@@ -34,6 +34,7 @@ struct Job {
     releases: u32,
     buries: u32,
     kicks: u32,
+    hops: u8,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -67,6 +68,10 @@ pub struct Model {
     total_jobs: u64,
     timeouts: u64,
     draining: bool,
+    /// Begun in this entry, with the ids and the places in the order of burying up to which they go.
+    bulks: Vec<(Bulk, u64, u64)>,
+    nonces: Vec<u64>,
+    level: u32,
 }
 
 /// What one entry has going.
@@ -120,6 +125,9 @@ impl Model {
     }
 
     fn finish(&mut self, mut now: Now) -> Effects {
+        for (bulk, last_id, last_seq) in std::mem::take(&mut self.bulks) {
+            self.bulk(&mut now, &bulk, last_id, last_seq);
+        }
         for at in 0..now.offers.len() {
             if now.offers[at].1 == Offering::Open {
                 self.serve(&mut now, at);
@@ -292,10 +300,15 @@ impl Model {
             Cmd::TubeGone { tube } => return self.tube_gone(now, tube),
             Cmd::Draining { on } => return self.draining = *on,
             Cmd::Lost { id, body } => return self.body_lost(now, *id, *body),
+            Cmd::Level { level } => return self.level = *level,
+            Cmd::Policy { .. } | Cmd::PutOnce { .. } | Cmd::OnceWindow { .. } => {
+                unreachable!("the model knows neither policies nor keys")
+            }
+            Cmd::Bulk(bulk) => return self.begin_bulk(bulk),
             Cmd::Closed { conn, undelivered } => return self.closed(now, who(*conn), undelivered),
             Cmd::Unreserve { conn, want, id } => return self.unreserve(now, who(*conn), *want, *id),
             Cmd::Put { conn, tube, pri, delay, ttr, .. } => {
-                (conn, self.put(now, tube, [*pri, *delay, *ttr], body.unwrap()))
+                (conn, self.put(now, who(*conn), tube, [*pri, *delay, *ttr], body.unwrap()))
             }
             Cmd::ReserveJob { conn, id } => (conn, self.reserve_job(now, who(*conn), *id)),
             Cmd::Delete { conn, id } => (conn, self.delete(now, who(*conn), *id)),
@@ -392,10 +405,19 @@ impl Model {
         }
     }
 
-    fn put(&mut self, now: &mut Now, tube: &str, [pri, delay, ttr]: [u32; 3], body: BodyAddr) -> Outcome {
+    fn put(
+        &mut self,
+        now: &mut Now,
+        who: SessionId,
+        tube: &str,
+        [pri, delay, ttr]: [u32; 3],
+        body: BodyAddr,
+    ) -> Outcome {
         if self.draining {
             return Outcome::Draining;
         }
+        let held = self.jobs.iter().filter(|job| job.holder() == Some(who) && self.level > 0);
+        let hops = held.map(|job| job.hops.saturating_add(1)).max().unwrap_or(0);
         self.tube_mut(tube).total_jobs += 1;
         self.total_jobs += 1;
         self.last_id += 1;
@@ -415,6 +437,7 @@ impl Model {
             releases: 0,
             buries: 0,
             kicks: 0,
+            hops,
         });
         now.effects.retained.push(body);
         self.make_ready_after(now, id, delay);
@@ -547,6 +570,75 @@ impl Model {
         Outcome::Paused
     }
 
+    fn begin_bulk(&mut self, bulk: &Bulk) {
+        if self.nonces.contains(&bulk.nonce) {
+            return;
+        }
+        self.nonces.push(bulk.nonce);
+        let mut bulk = bulk.clone();
+        let buried = self.jobs.iter().filter(|job| job.tube == bulk.tube && job.buried().is_some()).count();
+        if bulk.verb == BulkVerb::Kick {
+            let limited = bulk.limit < u64::MAX;
+            bulk.states.retain(|state| *state != JobState::Ready);
+            if limited {
+                bulk.states = vec![if buried > 0 { JobState::Buried } else { JobState::Delayed }];
+            }
+            let all = self.jobs.iter().filter(|job| job.tube == bulk.tube);
+            let all = all.filter(|job| bulk.states.contains(&job.view().state)).count() as u64;
+            bulk.limit = bulk.limit.min(all);
+        }
+        if bulk.verb != BulkVerb::Move || bulk.to != bulk.tube {
+            bulk.older_us = self.stamp.saturating_sub(bulk.older_us);
+            self.bulks.push((bulk, self.last_id, self.seq));
+        }
+    }
+
+    /// Fewer jobs than one slice has: it is done at once. `older_us` is the stamp by now.
+    fn bulk(&mut self, now: &mut Now, bulk: &Bulk, last_id: u64, last_seq: u64) {
+        let mut left = bulk.limit;
+        for state in [JobState::Delayed, JobState::Buried, JobState::Ready] {
+            let of_tube = self.jobs.iter().filter(|job| job.tube == bulk.tube && job.view().state == state);
+            let mut keys: Vec<(u64, u64)> = of_tube.map(|job| (job.place(), job.id)).collect();
+            keys.retain(|_| bulk.states.contains(&state));
+            keys.sort();
+            for (place, id) in keys {
+                let job = self.job_mut(id).clone();
+                let young = id > last_id || job.created > bulk.older_us;
+                let late = state == JobState::Buried && place > last_seq;
+                if left == 0 || job.view().state != state || young || late {
+                    continue;
+                }
+                left -= 1;
+                self.bulk_one(now, bulk, job);
+            }
+        }
+    }
+
+    fn bulk_one(&mut self, now: &mut Now, bulk: &Bulk, job: Job) {
+        let id = job.id;
+        match bulk.verb {
+            BulkVerb::Purge => {
+                self.jobs.retain(|job| job.id != id);
+                now.effects.released.push(job.body);
+            }
+            BulkVerb::Move => {
+                self.tube_mut(&bulk.to);
+                self.job_mut(id).tube.clone_from(&bulk.to);
+                if job.at == At::Ready {
+                    self.became_ready(now, &bulk.to);
+                }
+            }
+            BulkVerb::Kick => {
+                self.job_mut(id).kicks += 1;
+                return self.make_ready(now, id);
+            }
+            BulkVerb::Expire => unreachable!("nobody asks for it"),
+        }
+        if !now.lost.contains(&job.tube) {
+            now.lost.push(job.tube);
+        }
+    }
+
     /// `now.offers` counts as watching, served or not.
     fn tube_gone(&mut self, now: &mut Now, name: &str) {
         let wanted = now.offers.iter().any(|(offer, _)| offer.tubes.iter().any(|tube| tube == name));
@@ -648,6 +740,7 @@ impl Model {
             cmd_pause: tube.cmd_pause,
             pause_s: tube.pause.map_or(0, |(seconds, _)| seconds),
             pause_until_us: tube.pause.map_or(0, |(_, until)| until),
+            bytes: self.jobs.iter().filter(|job| job.tube == tube.name).map(Job::bytes).sum(),
         }
     }
 }
@@ -655,6 +748,20 @@ impl Model {
 impl Job {
     fn due(&self) -> Option<u64> {
         if let At::Delayed { due } = self.at { Some(due) } else { None }
+    }
+
+    fn bytes(&self) -> u64 {
+        u64::from(self.body.len) - BODY_OVERHEAD as u64
+    }
+
+    /// What orders it among the jobs of its state.
+    fn place(&self) -> u64 {
+        match self.at {
+            At::Ready => u64::from(self.pri),
+            At::Delayed { due } => due,
+            At::Buried { seq } => seq,
+            At::Reserved { deadline, .. } => deadline,
+        }
     }
 
     fn buried(&self) -> Option<u64> {
@@ -691,6 +798,8 @@ impl Job {
             releases: self.releases,
             buries: self.buries,
             kicks: self.kicks,
+            hops: self.hops,
+            reason: Reason::None,
             holder,
         }
     }

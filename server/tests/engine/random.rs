@@ -2,11 +2,11 @@
 //! same after every entry. On the way images are taken in random slices while entries go on, restored, and
 //! the restored engine must go on exactly as the first.
 
-use beanpole::queue::{Effects, Engine, Gateway, SessionId};
+use beanpole::queue::{BulkVerb, Effects, Engine, Gateway, JobState, SessionId};
 use beanpole_raft::BodyAddr;
 use proptest::prelude::*;
 
-use crate::entries::{Cmd, Entry, Offered, Sect};
+use crate::entries::{Bulk, Cmd, Entry, Offered, Sect};
 use crate::model::Model;
 use crate::snapshots::{image, restore};
 
@@ -37,7 +37,7 @@ struct EntrySeed {
 }
 
 fn seed() -> impl Strategy<Value = Seed> {
-    (0u8..64, 1u64..5, 0..TUBES.len(), any::<prop::sample::Index>(), 0u32..5, 0u32..4).prop_map(
+    (0u8..66, 1u64..5, 0..TUBES.len(), any::<prop::sample::Index>(), 0u32..5, 0u32..4).prop_map(
         |(kind, conn, tube, pick, small, other)| Seed {
             kind,
             conn,
@@ -93,6 +93,7 @@ impl History {
         if gateway.epoch == 0 {
             commands.retain(is_nodes_own);
             commands.push(Cmd::Up { nonce: self.index });
+            commands.insert(0, Cmd::Level { level: 1 });
         }
         let sequence = match seed.sequence {
             0 => last,
@@ -126,6 +127,13 @@ impl History {
         let (holder, want, held) =
             handout.map_or((conn, 0, id), |(session, want, id)| (session.conn, want, id));
         let (pri, delay) = (small * 400, other.saturating_sub(1));
+        let bulk = |verb, states: &[JobState], limit| {
+            let to = if verb == BulkVerb::Move { TUBES[seed.pick % TUBES.len()] } else { "" };
+            let all = Bulk::all(self.index, verb, TUBES[seed.tube], to);
+            let older_us = u64::from(other.saturating_sub(1)) * 1_000_000;
+            Cmd::Bulk(Bulk { states: states.to_vec(), older_us, limit, ..all })
+        };
+        let states = [JobState::Buried, JobState::Delayed, JobState::Ready];
         match kind {
             0..=15 => Cmd::Put { conn, tube, pri, delay, ttr: small, bytes: other as usize * 9 },
             16..=19 => Cmd::ReserveJob { conn, id },
@@ -141,7 +149,10 @@ impl History {
             54..=56 => Cmd::Unreserve { conn: holder, want, id: held },
             57..=59 => Cmd::TubeGone { tube },
             60 => Cmd::Draining { on: small == 4 },
-            61..=62 if small > 2 => {
+            62 => bulk(BulkVerb::Purge, &states[small as usize / 2..], u64::MAX),
+            63 => bulk(BulkVerb::Move, &states[small as usize / 2..], u64::MAX),
+            64 => bulk(BulkVerb::Kick, &states, if other == 0 { u64::MAX } else { u64::from(small) }),
+            65 => {
                 let body =
                     self.engine.job(id).map_or(BodyAddr { index: 1, offset: 2, len: 3 }, |job| job.body);
                 Cmd::Lost { id, body: BodyAddr { offset: body.offset + u32::from(other == 0), ..body } }
@@ -171,10 +182,12 @@ impl History {
 }
 
 fn is_nodes_own(command: &Cmd) -> bool {
-    matches!(
-        command,
-        Cmd::Up { .. } | Cmd::Gone { .. } | Cmd::TubeGone { .. } | Cmd::Draining { .. } | Cmd::Lost { .. }
-    )
+    let of_gateways = matches!(command, Cmd::Up { .. } | Cmd::Gone { .. });
+    of_gateways
+        || matches!(
+            command,
+            Cmd::TubeGone { .. } | Cmd::Draining { .. } | Cmd::Lost { .. } | Cmd::Level { .. } | Cmd::Bulk(_)
+        )
 }
 
 proptest! {

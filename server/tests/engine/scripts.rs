@@ -11,8 +11,12 @@
 //! > offer w WANT TUBE...               w's want may be served by this entry
 //! > up NODE NONCE | gone NODE EPOCH | tube-gone TUBE | draining on|off
 //! > lost ID [other]                  no voter has the job's body, or another one that it does not have
+//! > level LEVEL
+//! > purge NONCE TUBE | move NONCE TUBE TO | kick-all NONCE TUBE   each [states=ready,...] [older=2s] [limit=N]
+//! > put-once w KEY TUBE [bytes=] | once-window 2s KEYS
+//! > policy PATTERN [max-jobs=3 ...] | policy-off PATTERN
 //! > section NODE EPOCH SEQUENCE        commands below are in a section of their own
-//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s
+//! > ? job ID | tube TUBE | totals | tubes | peeks TUBE | session w | due | due-in 2s | bulks | tally TUBE | once
 //! > ? restart                          the state goes through its image
 //! ```
 //!
@@ -23,10 +27,12 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use beanpole::queue::{Effects, Engine, Gateway, JobState, Outcome, RefusedWhy, SessionId};
+use beanpole::queue::{
+    BulkVerb, BulkView, Effects, Engine, Gateway, JobState, Outcome, Policy, RefusedWhy, SessionId, Tally,
+};
 use beanpole_raft::BodyAddr;
 
-use crate::entries::{Cmd, Entry, Offered, Sect};
+use crate::entries::{Bulk, Cmd, Entry, Offered, Sect};
 use crate::snapshots::{image, restore};
 
 #[test]
@@ -193,6 +199,25 @@ impl Teller {
                 let index = body.index + other.len() as u64;
                 return (0, Cmd::Lost { id, body: BodyAddr { index, ..body } });
             }
+            ["level", level] => return (0, Cmd::Level { level: number(level) as u32 }),
+            ["once-window", window, keys] => {
+                return (0, Cmd::OnceWindow { window_us: time(window), keys: number(keys) });
+            }
+            ["policy", pattern, ..] => {
+                return (0, Cmd::Policy { pattern: pattern.to_string(), policy: Some(policy(&words[2..])) });
+            }
+            ["policy-off", pattern] => {
+                return (0, Cmd::Policy { pattern: pattern.to_string(), policy: None });
+            }
+            ["purge", nonce, tube, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Purge, tube, ""), words)));
+            }
+            ["move", nonce, tube, to, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Move, tube, to), words)));
+            }
+            ["kick-all", nonce, tube, ..] => {
+                return (0, Cmd::Bulk(bulk(Bulk::all(number(nonce), BulkVerb::Kick, tube, ""), words)));
+            }
             ["draining", on] => return (0, Cmd::Draining { on: *on == "on" }),
             _ => {}
         }
@@ -201,6 +226,10 @@ impl Teller {
         let tube = || words[2].to_owned();
         let command = match words[0] {
             "put" => Cmd::Put { conn, tube: tube(), pri, delay, ttr, bytes: named("bytes", 0) as usize },
+            "put-once" => {
+                let (key, tube) = (words[2].to_owned(), words[3].to_owned());
+                Cmd::PutOnce { conn, key, tube, bytes: named("bytes", 0) as usize }
+            }
             "reserve-job" => Cmd::ReserveJob { conn, id },
             "delete" => Cmd::Delete { conn, id },
             "release" => Cmd::Release { conn, id, pri, delay },
@@ -325,6 +354,24 @@ impl Teller {
                 let left = time(time_left);
                 format!("{} transitions\n", self.engine.due_now(self.stamp + left, self.lease + left))
             }
+            ["once"] => {
+                let (window, most, keys) = self.engine.once_window();
+                format!("{keys} keys of {most}, for {}\n", shown_time(window))
+            }
+            ["tally", tube] => {
+                let Tally { refused, dead, expired } = self.engine.tally_of(tube.as_bytes());
+                let bytes = self.engine.tube(tube.as_bytes()).map_or(0, |tube| tube.bytes);
+                format!("{tube}: {bytes} bytes; {refused} refused, {dead} dead, {expired} expired\n")
+            }
+            ["bulks"] => {
+                let shown = |bulk: &BulkView| {
+                    let to = if bulk.to.is_empty() { String::new() } else { format!(" to {}", bulk.to) };
+                    let state = if bulk.running { "goes on" } else { "done" };
+                    let (verb, tube) = (bulk.verb.as_str(), &bulk.tube);
+                    format!("{} {verb} {tube}{to}: {} of {}, {state}\n", bulk.nonce, bulk.done, bulk.total)
+                };
+                self.engine.bulks().map(shown).collect()
+            }
             ["restart"] => {
                 let image = image(&mut self.engine, 1000);
                 self.engine = restore(&image);
@@ -362,6 +409,12 @@ impl Teller {
                 write!(told, ", {name} {count}").unwrap();
             }
         }
+        if job.hops > 0 {
+            write!(told, ", hops {}", job.hops).unwrap();
+        }
+        if let Some(reason) = job.reason.as_str() {
+            write!(told, ", because of {reason}").unwrap();
+        }
         told + "\n"
     }
 
@@ -379,6 +432,48 @@ impl Teller {
     }
 }
 
+/// What the words say; times are in milliseconds.
+fn policy(words: &[&str]) -> Policy {
+    let mut policy = Policy::default();
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, "1"));
+        match name {
+            "max-deliveries" => policy.max_deliveries = number(value) as u32,
+            "dead-tube" => policy.dead_tube = Some(value.into()),
+            "backoff-min" => policy.backoff_min_ms = number(value),
+            "backoff-max" => policy.backoff_max_ms = number(value),
+            "backoff-jitter" => policy.backoff_jitter = number(value) as u8,
+            "max-reserved" => policy.max_reserved = number(value),
+            "max-jobs" => policy.max_jobs = number(value),
+            "max-bytes" => policy.max_bytes = number(value),
+            "max-put-rate" => policy.max_put_rate = number(value) as u32,
+            "max-age" => policy.max_age_ms = number(value),
+            "max-hops" => policy.max_hops = number(value) as u8,
+            "pause-input" => policy.pause_input = true,
+            "pause-output" => policy.pause_output = true,
+            other => panic!("`{other}` is no part of a policy"),
+        }
+    }
+    policy
+}
+
+/// With what the words besides say.
+fn bulk(all: Bulk, words: &[&str]) -> Bulk {
+    let named = |name: &str| words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let state = |name: &str| match name {
+        "ready" => JobState::Ready,
+        "delayed" => JobState::Delayed,
+        "buried" => JobState::Buried,
+        other => panic!("`{other}` is no state of a bulk operation"),
+    };
+    Bulk {
+        states: named("states").map_or(all.states, |states| states.split(',').map(state).collect()),
+        older_us: named("older").map_or(0, time),
+        limit: named("limit").map_or(u64::MAX, number),
+        ..all
+    }
+}
+
 fn words_of(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Inserted(id) => format!("inserted {id}"),
@@ -393,6 +488,7 @@ fn words_of(outcome: &Outcome) -> String {
         Outcome::Reserved { id, .. } => format!("reserved {id}"),
         Outcome::Noop => "nothing".into(),
         Outcome::Draining => "draining".into(),
+        Outcome::OverLimit => "over a limit".into(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use beanpole::queue::{Effects, Engine, Gateway, SessionId};
+use beanpole::queue::{Effects, Engine, Gateway, JobState, Policy, Reason, SessionId};
 
 use crate::entries::{Cmd, Entry, Offered, Sect};
 
@@ -189,6 +189,39 @@ fn changes_in_any_order_do_not_show_and_take_little_memory() {
     assert!(written == before, "the image is that of the moment it was begun");
     assert!(most > 100_000 && most < 32 * JOBS as usize, "{most} bytes were kept at most");
     driver.engine.verify().unwrap();
+}
+
+/// What policies noted about a job is kept with it when it changes before its turn.
+#[test]
+fn hops_and_reasons_of_jobs_that_change_stay_in_the_image() {
+    const HOLDERS: u64 = 50;
+    let mut driver = Driver::new();
+    let policy = Policy { max_deliveries: 1, ..Policy::default() };
+    let setup = vec![Cmd::Level { level: 1 }, Cmd::Policy { pattern: "w*".into(), policy: Some(policy) }];
+    driver.commands(setup, vec![]);
+    let put = |conn| Cmd::Put { conn, tube: "work".into(), pri: 9, delay: 0, ttr: 60, bytes: 5 };
+    driver.commands((1..=HOLDERS).map(put).collect(), vec![]);
+    driver.commands((1..=HOLDERS).map(|id| Cmd::ReserveJob { conn: id, id }).collect(), vec![]);
+    driver.commands((1..=HOLDERS).flat_map(|conn| [put(conn), put(99)]).collect(), vec![]);
+    driver
+        .commands((1..=HOLDERS).map(|id| Cmd::Release { conn: id, id, pri: 9, delay: 0 }).collect(), vec![]);
+    let before = image(&mut driver.engine, usize::MAX);
+    let restored = restore(&before);
+    restored.verify().unwrap();
+    let of = |id| restored.job(id).map(|job| (job.state, job.reason, job.hops)).unwrap();
+    assert_eq!(of(1), (JobState::Buried, Reason::MaxDeliveries, 0));
+    assert_eq!(of(HOLDERS + 1), (JobState::Ready, Reason::None, 1));
+    assert_eq!(of(HOLDERS + 2), (JobState::Ready, Reason::None, 0));
+    let mut cursor = driver.engine.begin_snapshot();
+    let mut written = Vec::new();
+    assert!(driver.engine.snapshot_slice_of(&mut cursor, &mut written, 1, &mut |_| {}));
+    let kick = (1..=HOLDERS).map(|id| Cmd::KickJob { conn: 1, id });
+    driver
+        .commands(kick.chain((HOLDERS..3 * HOLDERS).map(|id| Cmd::Delete { conn: 1, id })).collect(), vec![]);
+    while driver.engine.snapshot_slice_of(&mut cursor, &mut written, 100, &mut |_| {}) {}
+    driver.engine.end_snapshot(cursor);
+    assert!(written == before, "the image is that of the moment it was begun");
+    assert_eq!(driver.engine.job(1).unwrap().reason, Reason::None, "kicked since");
 }
 
 /// Jobs come by id and are ordered by priority: what an image of many jobs of random priorities in several tubes becomes is

@@ -182,6 +182,7 @@ impl Target {
         let code = match error {
             Error::NotSent { .. } | Error::OutcomeUnknown { .. } => UNREACHABLE,
             Error::BadTubeName(_)
+            | Error::BadPutKey(_)
             | Error::BodyTooLong(_)
             | Error::RepliesOutstanding(_)
             | Error::NothingAsked
