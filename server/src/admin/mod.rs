@@ -26,7 +26,7 @@
 
 mod api;
 mod backup;
-mod disk;
+pub(crate) mod disk;
 mod members;
 mod memory;
 mod metrics;

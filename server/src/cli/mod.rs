@@ -9,6 +9,7 @@ mod node;
 mod progress;
 mod recover;
 mod roll;
+mod scrub;
 mod segment;
 
 use std::process::ExitCode;
