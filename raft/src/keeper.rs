@@ -362,19 +362,21 @@ impl Keeper {
 /// When damaged segments are written anew.
 struct Ward {
     next: Option<Instant>,
+    /// Not before this: a disk that goes on going bad must not have snapshots taken all the time.
+    earliest: Instant,
     pause: Duration,
 }
 
 impl Default for Ward {
     fn default() -> Self {
-        Self { next: None, pause: HEAL_AGAIN }
+        Self { next: None, earliest: Instant::now(), pause: HEAL_AGAIN }
     }
 }
 
 impl Ward {
     /// A segment was found damaged.
     fn found(&mut self) {
-        let soon = Instant::now() + HEAL_AFTER;
+        let soon = (Instant::now() + HEAL_AFTER).max(self.earliest);
         self.next = Some(self.next.map_or(soon, |next| next.min(soon)));
     }
 
@@ -388,8 +390,9 @@ impl Ward {
 
     /// A round is over.
     fn healed(&mut self, all: bool) {
+        self.earliest = Instant::now() + HEAL_AGAIN;
         if all {
-            *self = Self::default();
+            (self.next, self.pause) = (None, HEAL_AGAIN);
             return;
         }
         self.next = Some(Instant::now() + self.pause);

@@ -12,8 +12,8 @@
 //! memory. The segment being written is not looked at. Between two passes nothing happens at all.
 
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -116,27 +116,25 @@ impl Scrub {
             self.running.store(true, Ordering::Relaxed);
             let completed = self.pass(&log).await;
             self.running.store(false, Ordering::Relaxed);
-            if completed.is_err() {
-                return;
+            match completed {
+                Ok(()) => {
+                    self.passes.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) if log.is_stopping() => return,
+                Err(error) => tracing::warn!(%error, "the disk was not looked through for damage"),
             }
-            self.passes.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Looks at everything once. Fails when the node stops.
+    /// Looks at everything once. Fails when the node stops. It takes long: what is removed meanwhile must not keep its space.
     async fn pass(&self, log: &Arc<Log>) -> io::Result<()> {
-        let mut segments = log.table.all();
-        // The last one is being written.
-        segments.pop();
-        segments.extend(log.table.bodies());
-        segments.retain(|segment| segment.count() > 0);
+        let segments = sealed(log);
         self.done.store(0, Ordering::Relaxed);
-        self.total.store(segments.iter().map(|segment| segment.end()).sum(), Ordering::Relaxed);
+        self.total.store(segments.iter().map(|(_, end)| end).sum(), Ordering::Relaxed);
         let (begun, found) = (Instant::now(), log.damage.totals().found);
-        for segment in segments {
-            let end = segment.end();
+        for (segment, end) in segments {
             let before = self.done.load(Ordering::Relaxed);
-            self.segment(log, segment).await?;
+            self.segment(log, &segment).await?;
             self.done.store(before + end, Ordering::Relaxed);
         }
         let bytes = self.total.load(Ordering::Relaxed);
@@ -145,10 +143,14 @@ impl Scrub {
         Ok(())
     }
 
-    async fn segment(&self, log: &Arc<Log>, segment: Arc<Segment>) -> io::Result<()> {
+    async fn segment(&self, log: &Arc<Log>, segment: &Weak<Segment>) -> io::Result<()> {
+        self.wait_while_short(log).await;
+        let Some(segment) = segment.upgrade() else { return Ok(()) };
         let mut reader = Reader::new(segment)?;
         loop {
-            self.wait_while_short(log).await;
+            if reader.is_alone() {
+                return Ok(());
+            }
             let (stopping, shared) = (log.is_stopping(), log.clone());
             if stopping {
                 return Err(io::Error::other("the node is stopping"));
@@ -164,6 +166,7 @@ impl Scrub {
             self.done.fetch_add(bytes, Ordering::Relaxed);
             let rate = if self.rate > 0 { self.rate } else { ASKED_RATE };
             tokio::time::sleep(Duration::from_micros(bytes.saturating_mul(1_000_000) / rate)).await;
+            self.wait_while_short(log).await;
         }
     }
 
@@ -179,6 +182,16 @@ impl Scrub {
     }
 }
 
+/// The segments with entries that are not being written any more, and where their records end. Nothing is kept of them.
+fn sealed(log: &Log) -> Vec<(Weak<Segment>, u64)> {
+    let mut segments = log.table.all();
+    // The last one is being written.
+    segments.pop();
+    segments.extend(log.table.bodies());
+    segments.retain(|segment| segment.count() > 0);
+    segments.iter().map(|segment| (Arc::downgrade(segment), segment.end())).collect()
+}
+
 /// Reads one segment.
 struct Reader {
     segment: Arc<Segment>,
@@ -191,6 +204,11 @@ impl Reader {
     fn new(segment: Arc<Segment>) -> io::Result<Self> {
         let window = Window::new(Arc::new(Uncached(segment.file.clone())))?;
         Ok(Self { segment, window, next: 0 })
+    }
+
+    /// Nobody else has the segment: it was removed.
+    fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.segment) == 1
     }
 
     /// Checks about [`STEP`] bytes of entries, and the footer after the last one; answers how many bytes, or `None` when

@@ -355,23 +355,12 @@ impl Cluster {
         &mut self.nodes[id as usize - 1]
     }
 
-    /// What a node's admin HTTP answers: the status and the body; `None` without an answer.
+    /// One request to a node's admin HTTP: the status and the body; `None` without an answer.
     pub fn get(&self, id: u64, path: &str) -> Option<(u16, String)> {
-        self.request(id, "GET", path)
-    }
-
-    /// The same for a request that does something.
-    pub fn post(&self, id: u64, path: &str) -> Option<(u16, String)> {
-        self.request(id, "POST", path)
-    }
-
-    fn request(&self, id: u64, method: &str, path: &str) -> Option<(u16, String)> {
         let addr: SocketAddr = (Ipv4Addr::LOCALHOST, self.node(id).admin).into();
         let mut stream = TcpStream::connect_timeout(&addr, ADMIN_LIMIT).ok()?;
         stream.set_read_timeout(Some(ADMIN_LIMIT)).ok()?;
-        let length = "Content-Length: 0";
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: {addr}\r\n{length}\r\nConnection: close\r\n\r\n")
-            .ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

@@ -100,13 +100,10 @@ fn damage_on_one_node_is_served_from_the_others_and_repaired() {
     assert_eq!(first.number(), 1);
     assert!(damage(&cluster, 2, "fetched") >= 1 && damage(&cluster, 2, "lost") == 0);
     // Nobody asks for the third one.
-    assert_eq!(cluster.post(2, "/api/v1/scrub").map(|answer| answer.0), Some(202));
-    let repaired = wait::until_within(Duration::from_secs(40), || {
-        let disk = disk(&cluster, 2);
-        (disk["scrub"]["passes"] == 1 && disk["damage"]["segments"] == 0).then_some(disk)
-    });
-    let repaired = repaired.unwrap_or_else(|| panic!("not repaired: {}", disk(&cluster, 2)));
-    assert!(repaired["damage"]["repaired"].as_u64() >= Some(2), "{repaired}");
+    let told = cluster.operate("node scrub 2 --wait --timeout 40");
+    assert!(told.contains("segments repaired") && !told.contains("still damaged"), "{told}");
+    let now = disk(&cluster, 2);
+    assert!(now["damage"]["repaired"].as_u64() >= Some(2) && now["damage"]["segments"] == 0, "{now}");
     let fetched = damage(&cluster, 2, "fetched");
     assert!(client.command("release 1 0 0").unwrap().word() == "RELEASED");
     for job in 1..=JOBS {

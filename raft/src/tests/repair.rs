@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::cluster_rig::{Rack, until};
 use super::flips::{opened, sealed};
-use super::machine::{nth, put_many};
+use super::machine::{drop_body, nth, put_many};
 use super::rig::{commit, node, options, within};
 use crate::disk::{Disk, FaultDisk};
 use crate::format::HEAD_LEN;
@@ -414,4 +414,32 @@ async fn a_leader_with_a_damaged_log_serves_its_followers() {
         let read = rack.node(away).bodies().read_blocking(addr).unwrap();
         assert!(opened(&read).is_some());
     }
+}
+
+/// A pass that takes long does not keep the space of what is removed meanwhile, and comes to its end.
+#[tokio::test(start_paused = true)]
+async fn a_scrub_keeps_nothing() {
+    let mut options = options(&FaultDisk::new());
+    options.inline = true;
+    options.log_retention_bytes = 1;
+    // A byte each second.
+    options.scrub_bytes_per_s = 1;
+    let segment = options.segment_bytes;
+    let (node, seen) = node(options).await;
+    for number in 0..ENTRIES {
+        commit(&node, put_many(&entry(number))).await;
+    }
+    node.scrub();
+    until("a pass", || node.scrub_status().bytes > 0).await;
+    let names: Vec<u64> = seen.lock().live.keys().copied().collect();
+    for name in names {
+        commit(&node, drop_body(name)).await;
+    }
+    within(node.snapshot_now()).await.unwrap();
+    let usage = node.bodies().disk_usage();
+    assert!(usage.segments < 10 && usage.pinned_deleted <= segment, "{usage:?}");
+    let step = Duration::from_secs(segment);
+    tokio::time::sleep(3 * step).await;
+    assert_eq!((node.scrub_status().passes, node.bodies().disk_usage().pinned_deleted), (1, 0));
+    within(node.shutdown()).await;
 }

@@ -7,56 +7,56 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use beanpole_raft::{DamageTotals, DiskUsage, Node, ScrubStatus, Space};
 use prometheus_client::registry::Registry;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::View;
 use super::metrics::{counter, gauge};
 
 /// The answer of `/api/v1/disk`. Sizes in bytes; what is counted is counted since the process started.
-#[derive(Serialize)]
-pub(super) struct Answer {
-    log_bytes: u64,
-    live_bytes: u64,
-    dead_bytes: u64,
-    free_bytes: Option<u64>,
-    segments: u64,
-    body_segments: u64,
-    damage: Damage,
-    scrub: Scrub,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Disk {
+    pub(crate) log_bytes: u64,
+    pub(crate) live_bytes: u64,
+    pub(crate) dead_bytes: u64,
+    pub(crate) free_bytes: Option<u64>,
+    pub(crate) segments: u64,
+    pub(crate) body_segments: u64,
+    pub(crate) damage: Damage,
+    pub(crate) scrub: Scrub,
 }
 
-#[derive(Serialize)]
-struct Damage {
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Damage {
     /// Segments with damage that are not repaired yet.
-    segments: u64,
+    pub(crate) segments: u64,
     /// Places found.
-    found: u64,
+    pub(crate) found: u64,
     /// Bodies that came from other nodes in their place.
-    fetched: u64,
+    pub(crate) fetched: u64,
     /// Segments repaired.
-    repaired: u64,
+    pub(crate) repaired: u64,
     /// How often no voter had a body.
-    lost: u64,
+    pub(crate) lost: u64,
 }
 
-#[derive(Serialize)]
-struct Scrub {
-    running: bool,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Scrub {
+    pub(crate) running: bool,
     /// Passes completed.
-    passes: u64,
+    pub(crate) passes: u64,
     /// Bytes checked in all passes.
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// Of the pass under way or the last one.
-    done: u64,
-    total: u64,
+    pub(crate) done: u64,
+    pub(crate) total: u64,
 }
 
-pub(super) async fn disk(State(view): State<Arc<View>>) -> Result<Json<Answer>, (StatusCode, &'static str)> {
+pub(super) async fn disk(State(view): State<Arc<View>>) -> Result<Json<Disk>, (StatusCode, &'static str)> {
     let node = view.node.get().ok_or(super::api::RECOVERING)?;
     let usage = node.bodies().disk_usage();
     let DamageTotals { found, fetched, healed, lost } = node.bodies().damage();
     let ScrubStatus { running, passes, bytes, done, total } = node.scrub_status();
-    Ok(Json(Answer {
+    Ok(Json(Disk {
         log_bytes: usage.log_bytes,
         live_bytes: usage.live_bytes,
         dead_bytes: usage.dead_bytes,

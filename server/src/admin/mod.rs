@@ -35,7 +35,7 @@
 mod api;
 mod backup;
 pub(crate) mod bulk;
-mod disk;
+pub(crate) mod disk;
 mod members;
 mod memory;
 mod metrics;

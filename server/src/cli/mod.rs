@@ -11,6 +11,7 @@ mod policy;
 mod progress;
 mod recover;
 mod roll;
+mod scrub;
 mod segment;
 mod tube;
 

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, NO, Output, REFUSED, TIMED_OUT, YES};
 use super::cluster::{SILENT_MS, is_silent};
+use super::scrub::scrub;
 
 /// How often a state that is waited for is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -50,6 +51,17 @@ enum Verb {
         /// The node's number
         id: u64,
     },
+    /// Look through everything on a node's disk for damage now, which is done once a week anyway
+    Scrub {
+        /// The node's number
+        id: u64,
+        /// Wait until it is done: exit code 0 if no damage is left, 1 if some is
+        #[arg(long)]
+        wait: bool,
+        /// Seconds to wait
+        #[arg(long, default_value_t = 86_400)]
+        timeout: u64,
+    },
     /// Wait for a node
     Wait {
         /// The node's number
@@ -71,6 +83,7 @@ pub fn run(args: &NodeArgs) -> ExitCode {
         Verb::Check { id } => check(ask, *id),
         Verb::Drain { id, wait, timeout } => drain(ask, *id, *wait, Duration::from_secs(*timeout)),
         Verb::Resume { id } => resume(ask, *id),
+        Verb::Scrub { id, wait, timeout } => scrub(ask, *id, *wait, Duration::from_secs(*timeout)),
         Verb::Wait { id, timeout, .. } => wait_caught_up(ask, *id, Duration::from_secs(*timeout)),
     })
 }
@@ -152,7 +165,7 @@ fn check(ask: &Ask, id: u64) -> Result<u8, Failure> {
 }
 
 /// The admin address of a node.
-fn address_of(ask: &Ask, id: u64) -> Result<String, Failure> {
+pub(super) fn address_of(ask: &Ask, id: u64) -> Result<String, Failure> {
     let (asked, cluster) = admin::cluster(ask)?;
     let node = cluster.member(id)?;
     if cluster.node_id == id {

@@ -265,6 +265,8 @@ impl Gateway {
     /// The body of a cold delivery was read, or can be had from nowhere now.
     pub fn cold_done(&mut self, read: &ColdRead, result: Result<Bytes, BodyError>) {
         match result.and_then(|stored| verified(stored, read.addr)) {
+            // It took longer than the job's TTR: the reserve goes on, if it can.
+            Ok(_) if self.reservation_is_over(read) && self.reserve_again(read) => {}
             Ok(body) => {
                 let Some(session) = self.sessions.get_mut(read.conn) else { return };
                 session.fill_cold(read.token, |header| [&header[..], &body].concat().into());
@@ -288,17 +290,28 @@ impl Gateway {
         if matches!(error, BodyError::Lost(_)) {
             self.tell(ToLeader::Lost { job, body: addr });
         }
-        self.clocks.advance();
-        let now = self.clocks.monotonic();
-        let Some(session) = self.sessions.get_mut(conn) else { return };
+        let Some(session) = self.sessions.get(conn) else { return };
         let only_peeked = session.is_cold_found(token);
-        if !session.reserve_again(token, now) {
+        if !self.reserve_again(read) {
             self.answer_internal_error(conn, token);
         }
         if !only_peeked && let Some(session) = self.sessions.get_mut(conn) {
             session.slots.push_back(Slot::Logged { body: 0, silent: true });
             self.open_batch().builder.release(conn.0, job, pri, GIVEN_BACK_S);
         }
+    }
+
+    /// The job whose body is read is the session's no longer.
+    fn reservation_is_over(&self, read: &ColdRead) -> bool {
+        let holder = self.engine.job(read.job).and_then(|view| view.holder);
+        holder.is_none() || holder != self.session_id(read.conn)
+    }
+
+    /// Lets the reserve go on that a body was read for; answers whether that can be.
+    fn reserve_again(&mut self, read: &ColdRead) -> bool {
+        self.clocks.advance();
+        let now = self.clocks.monotonic();
+        self.sessions.get_mut(read.conn).is_some_and(|session| session.reserve_again(read.token, now))
     }
 
     fn answer_internal_error(&mut self, conn: ConnId, token: u64) {

@@ -560,6 +560,24 @@ fn a_body_from_another_node_is_served_in_the_place_of_a_damaged_one() {
 }
 
 #[test]
+fn a_body_that_comes_after_the_ttr_is_reserved_anew() {
+    let mut b = Bench::new(1);
+    b.ask(0, "put 0 0 1 1\r\na\r\n");
+    b.entries.log.lock().1 = true;
+    assert_eq!(b.ask(0, "reserve-with-timeout 9\r\n"), "");
+    let read = b.gateway.take_cold().pop().unwrap();
+    b.pass(2 * S);
+    b.entries.log.lock().1 = false;
+    let mut bytes = BytesMut::new();
+    b.entries.read_now(read.addr, &mut bytes).unwrap();
+    b.gateway.cold_done(&read, Ok(bytes.freeze()));
+    b.settle();
+    assert_eq!(b.received(0), "RESERVED 1 1\r\na\r\n");
+    let stats = b.ask(0, "stats-job 1\r\n");
+    assert!(stats.contains("\nstate: reserved\n") && stats.contains("\nreserves: 2\n"), "{stats}");
+}
+
+#[test]
 fn a_job_whose_body_nobody_has_is_buried_when_the_leader_has_asked_too() {
     let mut b = Bench::new(1);
     b.ask(0, "put 0 0 9 4\r\ngood\r\n");
