@@ -10,10 +10,10 @@ use beanpole_protocol::Tube;
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use super::change::{Refusal, gateway_for_change};
 use crate::queue::{BULKS_MAX, BulkCount, BulkOrder, BulkVerb, BulkView, JobState, States};
 
 /// Why something is not done.
-type Refusal = (StatusCode, String);
 
 #[derive(Deserialize)]
 pub(super) struct Asked {
@@ -150,16 +150,8 @@ fn begin(view: &View, verb: BulkVerb, asked: &Asked) -> Result<(StatusCode, Json
         tube: &asked.tube,
         to: if verb == BulkVerb::Move { &asked.to } else { "" },
     };
-    let mut gateway = view.shared.gateway.lock();
-    if !gateway.is_ready() {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "this node does not serve commands now\n".to_owned()));
-    }
+    let mut gateway = gateway_for_change(view)?;
     let engine = gateway.engine();
-    if engine.level() == 0 {
-        let why =
-            "not all members have told that their release can do this: upgrade and start them all first\n";
-        return Err((StatusCode::CONFLICT, why.to_owned()));
-    }
     if let Some(known) = engine.bulk(order.nonce) {
         return Ok((StatusCode::OK, Json(Answer::Begun(known.into()))));
     }

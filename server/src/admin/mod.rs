@@ -35,6 +35,7 @@
 mod api;
 mod backup;
 pub(crate) mod bulk;
+mod change;
 pub(crate) mod disk;
 mod members;
 mod memory;

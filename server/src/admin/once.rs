@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use super::change::{Refusal, gateway_for_change};
 use crate::queue::{Engine, ONCE_KEYS_MAX};
 
 /// The window, and what is in it.
@@ -42,16 +43,8 @@ pub(super) async fn get(State(view): State<Arc<View>>) -> Json<Window> {
 pub(super) async fn set(
     State(view): State<Arc<View>>,
     Query(asked): Query<Asked>,
-) -> Result<StatusCode, (StatusCode, String)> {
-    let mut gateway = view.shared.gateway.lock();
-    if !gateway.is_ready() {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "this node does not serve commands now\n".to_owned()));
-    }
-    if gateway.engine().level() == 0 {
-        let why =
-            "not all members have told that their release can do this: upgrade and start them all first\n";
-        return Err((StatusCode::CONFLICT, why.to_owned()));
-    }
+) -> Result<StatusCode, Refusal> {
+    let mut gateway = gateway_for_change(&view)?;
     let now = Window::of(gateway.engine());
     let (window_ms, keys) = (asked.window_ms.unwrap_or(now.window_ms), asked.keys.unwrap_or(now.keys_max));
     if keys == 0 || keys > ONCE_KEYS_MAX {

@@ -9,10 +9,9 @@ use beanpole_protocol::Tube;
 use serde::{Deserialize, Serialize};
 
 use super::View;
+use super::change::{Refusal, gateway_for_change};
 use crate::gateway::Pair;
 use crate::queue::{POLICIES_MAX, Policy};
-
-type Refusal = (StatusCode, String);
 
 /// A policy as JSON has it; what is off is 0, empty or false.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,16 +209,8 @@ fn change(view: &View, pattern: &str, policy: Option<&Policy>) -> Result<StatusC
     if pattern != "*" {
         name(pattern.strip_suffix('*').unwrap_or(pattern))?;
     }
-    let mut gateway = view.shared.gateway.lock();
-    if !gateway.is_ready() {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "this node does not serve commands now\n".to_owned()));
-    }
+    let mut gateway = gateway_for_change(view)?;
     let engine = gateway.engine();
-    if engine.level() == 0 {
-        let why =
-            "not all members have told that their release can do this: upgrade and start them all first\n";
-        return Err((StatusCode::CONFLICT, why.to_owned()));
-    }
     let known = engine.policies().any(|(other, _)| other == pattern);
     if policy.is_some() && !known && engine.policies().count() >= POLICIES_MAX {
         return Err((StatusCode::CONFLICT, format!("there are {POLICIES_MAX} policies: remove one first\n")));
