@@ -187,6 +187,20 @@ fn a_loop_is_told_of_and_ends_at_the_limit() {
     assert_eq!(told["policy"]["max_hops"], 5);
 }
 
+/// A job that was put by a worker with another one in hand looks as it does at beanstalkd until somebody asks for its hops.
+#[test]
+fn hops_are_shown_where_they_are_limited() {
+    let server = Server::start(&Setup::beanpole(BIN));
+    let admin = server.admin_addr().to_string();
+    let mut worker = server.connect();
+    assert_eq!(put(&mut worker, "first"), "INSERTED");
+    worker.command("reserve").unwrap();
+    let id = worker.put(0, 0, 60, b"second").unwrap().number();
+    assert_eq!(job_stat(&mut worker, id, "hops"), None);
+    succeed(&admin, "policy set default --max-hops 5");
+    assert_eq!(job_stat(&mut worker, id, "hops").as_deref(), Some("1"));
+}
+
 /// Old jobs go, and a node that starts again goes on looking for them.
 #[test]
 fn jobs_that_are_too_old_go_over_a_restart_too() {

@@ -10,6 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use beanpole_protocol::stats::{JobStats, ServerStats, TubeStats};
 use beanpole_protocol::{JobId, Reply, stats};
 
+use super::loops::HOPS_SUSPECT;
 use super::session::{Blocked, ConnId, ReadCommand};
 
 use super::{Gateway, applied::Delivery};
@@ -275,6 +276,9 @@ impl Gateway {
             JobState::Delayed => job.due_us.saturating_sub(stamp),
             JobState::Reserved => job.due_us.saturating_sub(lease),
         };
+        // Without a limit, and far from a loop, the reply is beanstalkd's to the byte.
+        let is_limited = self.engine.policy_of(job.tube).is_some_and(|policy| policy.max_hops > 0);
+        let hops = if is_limited || job.hops >= HOPS_SUSPECT { job.hops } else { 0 };
         Some(
             JobStats {
                 id: JobId(job.id),
@@ -291,7 +295,7 @@ impl Gateway {
                 releases: job.releases,
                 buries: job.buries,
                 kicks: job.kicks,
-                hops: job.hops,
+                hops,
                 reason: job.reason.as_str(),
             }
             .body(),
