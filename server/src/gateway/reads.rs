@@ -10,7 +10,6 @@ use std::collections::{HashSet, VecDeque};
 use beanpole_protocol::stats::{JobStats, ServerStats, TubeStats};
 use beanpole_protocol::{JobId, Reply, stats};
 
-use super::loops::HOPS_SUSPECT;
 use super::session::{Blocked, ConnId, ReadCommand};
 
 use super::{Gateway, applied::Delivery};
@@ -276,9 +275,9 @@ impl Gateway {
             JobState::Delayed => job.due_us.saturating_sub(stamp),
             JobState::Reserved => job.due_us.saturating_sub(lease),
         };
-        // Without a limit, and far from a loop, the reply is beanstalkd's to the byte.
+        // Without a limit the reply is beanstalkd's to the byte.
         let is_limited = self.engine.policy_of(job.tube).is_some_and(|policy| policy.max_hops > 0);
-        let hops = if is_limited || job.hops >= HOPS_SUSPECT { job.hops } else { 0 };
+        let hops = if is_limited { job.hops } else { 0 };
         Some(
             JobStats {
                 id: JobId(job.id),
