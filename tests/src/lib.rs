@@ -33,6 +33,7 @@ pub mod failover;
 pub mod flood;
 pub mod forgetful_disk;
 pub mod namespaces;
+pub mod operator;
 pub mod procfs;
 pub mod script;
 pub mod server;

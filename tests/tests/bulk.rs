@@ -1,32 +1,20 @@
 //! Operations on many jobs at once, as processes: on the command line, while clients work and leaders die.
 
-use std::process::{Command, Stdio};
-
 use beanpole_tests::cluster::Cluster;
 use beanpole_tests::connection::Connection;
 use beanpole_tests::server::{Server, Setup};
-use beanpole_tests::wait;
+use beanpole_tests::{operator, wait};
 use serde_json::Value;
 
 const BIN: &str = env!("CARGO_BIN_EXE_beanpole-under-test");
 
 /// Exit code and what was printed.
 fn tube(admin: &str, words: &str) -> (i32, String) {
-    let words = ["--admin", admin].into_iter().chain(words.split_whitespace());
-    let output = Command::new(Setup::beanpole(BIN).binary())
-        .arg("tube")
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let text = [&output.stdout[..], &output.stderr].concat();
-    (output.status.code().unwrap(), String::from_utf8_lossy(&text).trim().to_owned())
+    operator::tube(BIN, admin, words)
 }
 
 fn succeed(admin: &str, words: &str) -> String {
-    let (code, text) = tube(admin, words);
-    assert_eq!(code, 0, "{words}: {text}");
-    text
+    operator::succeed(BIN, admin, words)
 }
 
 fn stat(client: &mut Connection, tube: &str, key: &str) -> u64 {
@@ -79,17 +67,15 @@ fn an_operator_purges_moves_and_kicks() {
 fn what_cannot_be_done_is_said() {
     let server = Server::start(&Setup::beanpole(BIN));
     let admin = server.admin_addr().to_string();
-    for (words, code, said) in [
+    let refusals = [
         ("kick a", 2, "--all"),
         ("kick a 3 --all", 2, "cannot be used with"),
         ("purge a --state reserved", 2, "possible values: ready, delayed, buried, all"),
         ("purge a --older-than 5parsecs", 2, "is not a unit"),
         ("purge -- -a", 2, "is not a tube's name"),
         ("move a a", 2, "both tubes are the same"),
-    ] {
-        let (got, text) = tube(&admin, words);
-        assert!(got == code && text.contains(said), "{words}: {got} {text}");
-    }
+    ];
+    operator::expect_refusals(BIN, &admin, &refusals);
     let (code, text) = tube("127.0.0.1:1", "purge a");
     assert_eq!(code, 3, "{text}");
 }

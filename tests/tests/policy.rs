@@ -1,28 +1,20 @@
 //! Limits and rules of tubes, as processes: what clients meet, what operators see, and what nodes that start again still know.
 
-use std::process::{Command, Stdio};
-
 use beanpole_tests::cluster::Cluster;
 use beanpole_tests::connection::Connection;
 use beanpole_tests::server::{Server, Setup};
-use beanpole_tests::wait;
+use beanpole_tests::{operator, wait};
 use serde_json::Value;
 
 const BIN: &str = env!("CARGO_BIN_EXE_beanpole-under-test");
 
 /// Exit code and what was printed.
 fn tube(admin: &str, words: &str) -> (i32, String) {
-    let words = ["tube", "--admin", admin].into_iter().chain(words.split_whitespace());
-    let program = Setup::beanpole(BIN);
-    let output = Command::new(program.binary()).args(words).stdin(Stdio::null()).output().unwrap();
-    let text = [&output.stdout[..], &output.stderr].concat();
-    (output.status.code().unwrap(), String::from_utf8_lossy(&text).trim().to_owned())
+    operator::tube(BIN, admin, words)
 }
 
 fn succeed(admin: &str, words: &str) -> String {
-    let (code, text) = tube(admin, words);
-    assert_eq!(code, 0, "{words}: {text}");
-    text
+    operator::succeed(BIN, admin, words)
 }
 
 fn put(client: &mut Connection, body: &str) -> String {
@@ -81,17 +73,15 @@ fn a_tube_that_is_full_refuses_and_its_clients_go_on() {
 fn what_cannot_be_set_is_said() {
     let server = Server::start(&Setup::beanpole(BIN));
     let admin = server.admin_addr().to_string();
-    for (words, code, said) in [
+    let refusals = [
         ("policy set a", 2, "at least one limit"),
         ("policy set a --max-jobs many", 2, "invalid digit"),
         ("policy set a --pause-input maybe", 2, "it is on or off"),
         ("policy set a --dead-tube @", 2, "is not a tube's name"),
         ("policy set a@ --max-jobs 3", 2, "is not a tube's name"),
         ("policy rm a", 1, "there is no policy for a"),
-    ] {
-        let (got, text) = tube(&admin, words);
-        assert!(got == code && text.contains(said), "{words}: {got} {text}");
-    }
+    ];
+    operator::expect_refusals(BIN, &admin, &refusals);
 }
 
 /// Jobs that kill their worker are delivered so many times and no more, whoever leads; then they are out of the way and say

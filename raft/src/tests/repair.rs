@@ -89,15 +89,21 @@ async fn healed(rack: &Rack, id: u64, segments: u64) {
     until("the segment is written anew", || bodies.damage().healed == segments).await;
 }
 
-/// A bit of a body of one node changes: it comes from a peer, and the node's disk is repaired for good, though the log
-/// would have been kept.
-#[tokio::test(start_paused = true)]
-async fn one_damaged_body() {
+/// Three nodes that know when a body is damaged.
+async fn checked() -> Rack {
     let mut rack = Rack::new(3);
     rack.check = Some(CHECK);
     for id in 1..=3 {
         rack.start(id).await;
     }
+    rack
+}
+
+/// A bit of a body of one node changes: it comes from a peer, and the node's disk is repaired for good, though the log
+/// would have been kept.
+#[tokio::test(start_paused = true)]
+async fn one_damaged_body() {
+    let mut rack = checked().await;
     let expected = filled(&mut rack).await;
     let name = *expected.keys().nth(7).unwrap();
     let addr = addr(&rack, 2, name);
@@ -143,11 +149,7 @@ async fn unreadable_sectors() {
 /// Two nodes have the same body damaged, and another one each: the third one helps both.
 #[tokio::test(start_paused = true)]
 async fn two_damaged_nodes() {
-    let mut rack = Rack::new(3);
-    rack.check = Some(CHECK);
-    for id in 1..=3 {
-        rack.start(id).await;
-    }
+    let mut rack = checked().await;
     let expected = filled(&mut rack).await;
     let names: Vec<u64> = expected.keys().copied().collect();
     for (id, others) in [(1, [5, 30]), (2, [5, 900])] {
@@ -168,11 +170,7 @@ async fn two_damaged_nodes() {
 /// Nobody has it: that is said only after every voter has answered, and then at once. A body nearby is served on.
 #[tokio::test(start_paused = true)]
 async fn damaged_on_every_voter() {
-    let mut rack = Rack::new(3);
-    rack.check = Some(CHECK);
-    for id in 1..=3 {
-        rack.start(id).await;
-    }
+    let mut rack = checked().await;
     let expected = filled(&mut rack).await;
     let names: Vec<u64> = expected.keys().copied().collect();
     for id in 1..=3 {
@@ -318,11 +316,7 @@ async fn damaged_log_is_refused_by_name() {
 /// nothing can be read, and it is repaired. Before and after nothing happens by itself.
 #[tokio::test(start_paused = true)]
 async fn a_scrub_finds_what_nobody_reads() {
-    let mut rack = Rack::new(3);
-    rack.check = Some(CHECK);
-    for id in 1..=3 {
-        rack.start(id).await;
-    }
+    let mut rack = checked().await;
     let expected = filled(&mut rack).await;
     let names: Vec<u64> = expected.keys().copied().collect();
     let node = rack.node(2).clone();
@@ -383,11 +377,7 @@ async fn a_scrub_is_slow_and_polite() {
 /// A leader whose log is damaged where a follower needs it goes on: the follower gets the entry that a third node has.
 #[tokio::test(start_paused = true)]
 async fn a_leader_with_a_damaged_log_serves_its_followers() {
-    let mut rack = Rack::new(3);
-    rack.check = Some(CHECK);
-    for id in 1..=3 {
-        rack.start(id).await;
-    }
+    let mut rack = checked().await;
     let leader = rack.leader().await;
     let away = (1..=3).find(|id| *id != leader).unwrap();
     rack.kill(away);
