@@ -15,6 +15,9 @@ use crate::wait;
 
 /// The tube of the load.
 pub const TUBE: &str = "load";
+/// The loads of this process so far. A put that was not answered may still happen, and its job come to a worker of a later load;
+/// so the bodies of each load are its own.
+static LOADS: AtomicU64 = AtomicU64::new(0);
 /// How long one command may take, failover included.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
@@ -71,6 +74,7 @@ impl Load {
     /// Starts a producer and a worker at each of these nodes.
     pub fn start_at(cluster: &Cluster, nodes: &[u64]) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
+        let number = LOADS.fetch_add(1, Ordering::Relaxed);
         let (acknowledged, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut load = Load {
             stop: stop.clone(),
@@ -82,7 +86,9 @@ impl Load {
         for node in nodes.iter().copied() {
             let addr = cluster.addr(node);
             let (stop, count) = (stop.clone(), acknowledged.clone());
-            load.producers.push(std::thread::spawn(move || produce(node, addr, &stop, &count)));
+            load.producers.push(std::thread::spawn(move || {
+                produce(node, addr, &format!("load{number}-n{node}"), &stop, &count)
+            }));
             let (stop, count) = (load.stop.clone(), received.clone());
             load.workers.push(std::thread::spawn(move || work(node, addr, &stop, &count)));
         }
@@ -165,13 +171,19 @@ impl Account {
     }
 }
 
-fn produce(node: u64, addr: SocketAddr, stop: &AtomicBool, count: &AtomicU64) -> Producer {
+fn produce(node: u64, addr: SocketAddr, name: &str, stop: &AtomicBool, count: &AtomicU64) -> Producer {
     let mut producer = Producer { node, acknowledged: Vec::new(), slowest: Duration::ZERO, error: None };
-    producer.error = put_until(stop, addr, &mut producer, count).err();
+    producer.error = put_until(stop, addr, name, &mut producer, count).err();
     producer
 }
 
-fn put_until(stop: &AtomicBool, addr: SocketAddr, to: &mut Producer, count: &AtomicU64) -> io::Result<()> {
+fn put_until(
+    stop: &AtomicBool,
+    addr: SocketAddr,
+    name: &str,
+    to: &mut Producer,
+    count: &AtomicU64,
+) -> io::Result<()> {
     let mut connection = Connection::open(addr)?;
     connection.set_patience(COMMAND_LIMIT);
     connection.command(&format!("use {TUBE}"))?;
@@ -179,7 +191,7 @@ fn put_until(stop: &AtomicBool, addr: SocketAddr, to: &mut Producer, count: &Ato
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let body = format!("n{}-{number}", to.node);
+        let body = format!("{name}-{number}");
         let begun = Instant::now();
         let reply = connection.put(100, 0, 120, body.as_bytes())?;
         if reply.word() != "INSERTED" {
