@@ -29,6 +29,8 @@ pub(crate) const HEAD_LEN: usize = 20;
 pub(crate) const BODY_MAX: usize = Payload::MAX_LEN + (1 << 20);
 /// How much is read at once. A longer body is allocated as it arrives, this much ahead at first.
 const READ_BYTES: usize = 64 << 10;
+/// With less room than this the buffer is made larger before a read, in bytes.
+const ROOM_MIN: usize = 4 << 10;
 /// Parts up to this long are copied into one run, so that many small frames go out in one write.
 const COPY_MAX: usize = 2 << 10;
 /// How many runs one write gathers.
@@ -194,7 +196,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// The first frame of the buffer when it is complete; else makes room for more.
     fn cut(&mut self) -> io::Result<Option<Frame>> {
         let Some(head) = self.buffer.first_chunk::<HEAD_LEN>() else {
-            self.buffer.reserve(READ_BYTES);
+            // What bodies are cut from is freed when all of them are: a buffer for each would cost a page for each.
+            if self.buffer.capacity() - self.buffer.len() < ROOM_MIN {
+                self.buffer.reserve(READ_BYTES);
+            }
             return Ok(None);
         };
         let head = *head;
@@ -415,6 +420,22 @@ mod tests {
             () = read => {}
             result = outbox.write_to(&mut runs, &mut near, SILENCE) => panic!("{result:?}"),
         }
+    }
+
+    /// Bodies that are held, of frames that came one at a time, lie side by side: they do not take a buffer each.
+    #[tokio::test]
+    async fn small_frames_share_a_buffer() {
+        let (mut near, far) = tokio::io::duplex(1000);
+        let mut reader = FrameReader::new(far, BODY_MAX, SILENCE);
+        let mut held = Vec::new();
+        for id in 0..100 {
+            let body = vec![Bytes::from_static(b"a body")];
+            write_frame(&mut near, OutFrame::new(FrameKind::Message, id, body)).await.unwrap();
+            held.push(reader.next().await.unwrap().unwrap().body);
+        }
+        let next =
+            |pair: &[Bytes]| pair[1].as_ptr().addr() == pair[0].as_ptr().addr() + HEAD_LEN + pair[0].len();
+        assert!(held.windows(2).all(next));
     }
 
     /// An urgent frame overtakes bulk that waits.

@@ -25,6 +25,8 @@ use crate::types::{Entry, TypeConfig, Vote, entry_record, record_entry};
 
 /// An index that no entry has.
 const NO_INDEX: u64 = u64::MAX;
+/// Payloads shorter than this are copied out of the buffer in which they arrived, in bytes; longer ones are most of it.
+const COPIED_BELOW: usize = 16 << 10;
 /// Bytes that describe one entry of an append.
 const ENTRY_HEAD: usize = 21;
 
@@ -160,7 +162,12 @@ fn decode_entry(heads: &mut Take, payloads: &mut Take) -> Option<Entry> {
     let kind = kind_of(heads.u8()?)?;
     let position = Position { term: heads.u64()?, index: heads.u64()? };
     let len = heads.u32()? as usize;
-    record_entry(kind, position, payloads.bytes(len)?)
+    record_entry(kind, position, own(payloads.bytes(len)?))
+}
+
+/// A payload that is kept for long, and counted by its length, must not hold on to the buffer that it arrived in.
+fn own(payload: Bytes) -> Bytes {
+    if payload.len() < COPIED_BELOW { Bytes::copy_from_slice(&payload) } else { payload }
 }
 
 /// The kind that a code stands for.
@@ -324,6 +331,22 @@ mod tests {
         ];
         let vote = Vote::new_committed(3, 1);
         AppendEntriesRequest { vote, prev_log_id: at(2, 7), entries, leader_commit: None }
+    }
+
+    /// What is kept of an append is as long as it says: a short payload does not hold on to the buffer that it came in.
+    #[test]
+    fn short_payloads_are_copied_and_long_ones_are_not() {
+        let normal = |len| EntryPayload::Normal(Payload::from(vec![7; len]));
+        let entries = vec![entry(1, normal(COPIED_BELOW - 1)), entry(2, normal(COPIED_BELOW))];
+        let request = AppendEntriesRequest { entries, ..request() };
+        let body = Bytes::from(encode_append(1, &request).concat());
+        let (_, decoded) = decode_append(body.clone()).unwrap();
+        assert_eq!(decoded.entries, request.entries);
+        let lies_in_body = |entry: &Entry| match &entry.payload {
+            EntryPayload::Normal(payload) => body.as_ptr_range().contains(&payload.parts()[0].as_ptr()),
+            EntryPayload::Blank | EntryPayload::Membership(_) => false,
+        };
+        assert_eq!(decoded.entries.iter().map(lies_in_body).collect::<Vec<_>>(), [false, true]);
     }
 
     /// Entries of all kinds survive; the large part of a payload is passed on as it is; no cut passes.

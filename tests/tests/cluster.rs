@@ -45,6 +45,29 @@ fn a_cluster_forms_whatever_the_order_of_starts() {
     assert!(cluster.ids().contains(&leader));
 }
 
+/// Entries that followers keep in memory cost what they are long, not a buffer each.
+#[test]
+fn many_small_entries_take_little_memory_on_followers() {
+    const JOBS: usize = 4000;
+    let mut cluster = Cluster::start(BIN, 3);
+    let leader = cluster.leader();
+    let followers: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    let anonymous = |cluster: &Cluster, id| procfs::rss_anon_bytes(cluster.pid(id));
+    let mut connection = cluster.connect(leader);
+    put(&mut connection, "t", "first");
+    let before: Vec<u64> = followers.iter().map(|id| anonymous(&cluster, *id)).collect();
+    for _ in 0..JOBS {
+        let reply = connection.put(10, 0, 120, b"small").unwrap();
+        assert_eq!(reply.word(), "INSERTED", "{}", reply.line);
+    }
+    cluster.operate("cluster verify --timeout 30");
+    for (id, before) in followers.into_iter().zip(before) {
+        let grown = anonymous(&cluster, id).saturating_sub(before);
+        // A page for each were 16 MiB.
+        assert!(grown < 8 << 20, "n{id} grew by {grown} bytes for {JOBS} entries");
+    }
+}
+
 #[test]
 fn a_started_again_cluster_is_the_same_cluster() {
     let mut cluster = Cluster::start(BIN, 3);
