@@ -8,6 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
 use crate::connection::{Connection, put_request};
 
 /// How clients put.
@@ -21,10 +25,11 @@ pub struct Plan {
     pub rate: Option<u64>,
 }
 
-/// Clients that put until they are told to stop.
+/// Clients that put until they are told to stop. All of them are one thread: sixty that each want a processor all the time
+/// would keep it from the servers and from whoever measures them, which no client on another machine does.
 pub struct Flood {
     stop: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<io::Result<Seen>>>,
+    clients: JoinHandle<io::Result<Seen>>,
 }
 
 /// What clients saw, all together.
@@ -80,45 +85,61 @@ impl Flood {
     /// Starts it.
     pub fn start(addresses: &[SocketAddr], plan: Plan) -> Flood {
         let stop = Arc::new(AtomicBool::new(false));
-        let clients = addresses.iter().flat_map(|addr| std::iter::repeat_n(*addr, plan.clients));
-        let clients = clients
-            .map(|addr| {
-                let stop = stop.clone();
-                std::thread::spawn(move || put_until(&stop, addr, plan))
-            })
-            .collect();
+        let clients = addresses.iter().flat_map(|addr| std::iter::repeat_n(*addr, plan.clients)).collect();
+        let clients = std::thread::spawn({
+            let stop = stop.clone();
+            move || put_all(&stop, clients, plan)
+        });
         Flood { stop, clients }
     }
 
     /// Ends it; panics when a client met an error instead of an answer.
     pub fn finish(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
-        let mut all = Seen::default();
-        for client in self.clients {
-            let seen = client.join().expect("a client does not panic");
-            all.add(seen.unwrap_or_else(|error| panic!("a client's connection broke: {error}")));
-        }
+        let seen = self.clients.join().expect("clients do not panic");
+        let mut all = seen.unwrap_or_else(|error| panic!("a client's connection broke: {error}"));
         all.times_us.sort_unstable();
         all
     }
 }
 
-fn put_until(stop: &AtomicBool, addr: SocketAddr, plan: Plan) -> io::Result<Seen> {
-    let mut connection = Connection::open(addr)?;
+/// A client at each of these addresses, until told to stop.
+fn put_all(stop: &Arc<AtomicBool>, addresses: Vec<SocketAddr>, plan: Plan) -> io::Result<Seen> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut clients = JoinSet::new();
+        for addr in addresses {
+            clients.spawn(put_until(stop.clone(), addr, plan));
+        }
+        let mut all = Seen::default();
+        while let Some(seen) = clients.join_next().await {
+            all.add(seen.map_err(io::Error::other)??);
+        }
+        Ok(all)
+    })
+}
+
+async fn put_until(stop: Arc<AtomicBool>, addr: SocketAddr, plan: Plan) -> io::Result<Seen> {
+    let mut connection = BufStream::new(TcpStream::connect(addr).await?);
+    connection.get_ref().set_nodelay(true)?;
     let request = put_request(100, 0, 600, &vec![b'x'; plan.body]);
     let pause =
         plan.rate.map(|rate| Duration::from_secs(plan.clients as u64) / u32::try_from(rate).unwrap_or(1));
     let mut seen = Seen::default();
-    let mut next = Instant::now();
+    let (mut reply, mut next) = (String::new(), Instant::now());
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
-        connection.send(&request)?;
-        let reply = connection.reply()?;
-        seen.note(reply.word(), begun.elapsed());
+        connection.write_all(&request).await?;
+        connection.flush().await?;
+        reply.clear();
+        if connection.read_line(&mut reply).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        seen.note(reply.split_whitespace().next().unwrap_or_default(), begun.elapsed());
         if let Some(pause) = pause {
             // What an answer was late is not made up for: it is a rate of clients, not of a machine gun.
             next = (next + pause).max(begun);
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            tokio::time::sleep_until(next.into()).await;
         }
     }
     Ok(seen)

@@ -49,7 +49,7 @@ fn a_cluster_forms_whatever_the_order_of_starts() {
 #[test]
 fn many_small_entries_take_little_memory_on_followers() {
     const JOBS: usize = 4000;
-    let mut cluster = Cluster::start(BIN, 3);
+    let cluster = Cluster::start(BIN, 3);
     let leader = cluster.leader();
     let followers: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
     let anonymous = |cluster: &Cluster, id| procfs::rss_anon_bytes(cluster.pid(id));
