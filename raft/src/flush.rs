@@ -27,6 +27,7 @@ use crate::prepare::Preparer;
 use crate::recover::Active;
 use crate::scan::next_index;
 use crate::segment::Segment;
+use crate::turns::take_short_turns;
 use crate::types::{Entry, entry_record};
 
 /// A flush that nothing follows for so long gets its witness.
@@ -76,6 +77,7 @@ impl Drop for Guard<'_> {
 }
 
 fn run(log: &Log, mut writer: Writer) {
+    take_short_turns();
     let _guard = Guard(log);
     let mut spent = Vec::new();
     while let Some(ops) = writer.work(log.take_work(spent, writer.patience())) {

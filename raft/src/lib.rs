@@ -80,6 +80,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod turns;
 mod types;
 
 pub use bodies::{Bodies, DiskUsage};
@@ -102,3 +103,4 @@ pub use scrub::ScrubStatus;
 pub use sim::{SimHub, SimNet};
 pub use space::Space;
 pub use state::{SnapshotImage, StateMachine};
+pub use turns::take_short_turns;

@@ -116,6 +116,8 @@ fn set_oom_score(value: Option<i16>) {
 
 impl Prepared {
     fn run(self) -> ExitCode {
+        // This is the thread that serves.
+        beanpole_raft::take_short_turns();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(e) => return refused(&e.into()),
