@@ -153,6 +153,9 @@ pub struct CommonArgs {
     /// Also write the JSON report to this file
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Admin addresses of the nodes, for what they write to their disks [default: 127.0.0.1:11380 for the default server]
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub admin: Vec<String>,
     /// Measure this directory's fdatasync first, for the report
     #[arg(long, value_name = "DIR")]
     pub fsync_dir: Option<PathBuf>,

@@ -8,8 +8,10 @@
 //! - [`meter`], [`environment`] and [`report`] are what is told at the end.
 //! - [`failover`] is another kind of run: steady load on a cluster while its nodes die.
 
+pub mod admin;
 pub mod args;
 pub mod body;
+pub mod disk;
 pub mod environment;
 pub mod failover;
 pub mod ledger;

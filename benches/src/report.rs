@@ -1,5 +1,6 @@
 //! The report of a run: as JSON for programs, as a table for people.
 
+use crate::disk::DiskWrites;
 use crate::environment::Environment;
 use crate::ledger::Counts;
 use crate::meter::Summary;
@@ -35,6 +36,9 @@ pub struct Report {
     /// What the server says of itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<ServerFacts>,
+    /// What the servers wrote to their disks within the window, where they tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskWrites>,
     /// Whether every job was accounted for.
     pub verification: Verification,
     /// The machine.
@@ -160,6 +164,17 @@ impl Report {
                 out,
                 "  server  version {}, {:.2} s of processor time in all",
                 server.version, server.cpu_s
+            )?;
+        }
+        if let Some(disk) = &self.disk {
+            let megabytes = |bytes: u64| bytes as f64 / 1e6;
+            writeln!(
+                out,
+                "  disk    {:.1} MB written for {:.1} MB of log, {:.2} bytes for each ({} node(s))",
+                megabytes(disk.written_bytes),
+                megabytes(disk.logged_bytes),
+                disk.amplification,
+                disk.nodes
             )?;
         }
         for (name, count) in &self.errors {

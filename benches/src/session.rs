@@ -1,6 +1,7 @@
 //! One run from its first connection to its report: load, then account.
 
 use crate::args::{CommonArgs, Mode, Plan, Role};
+use crate::disk::{self, DiskWrites, Question};
 use crate::environment::{CpuTime, Environment, allow_connections, measure_fdatasync};
 use crate::load::{Driver, LoadError, Run, nanos};
 use crate::meter::Meter;
@@ -89,6 +90,7 @@ pub fn measure(mode: &Mode) -> Result<Report, RunError> {
         errors: run.meter.errors.clone(),
         client: client_cost(cost.cpu, run.meter.round_trips),
         server,
+        disk: cost.disk,
         verification,
         environment,
     })
@@ -108,6 +110,7 @@ fn check_names(plan: &Plan) -> Result<(), RunError> {
 struct Cost {
     cpu: CpuTime,
     seconds: f64,
+    disk: Option<DiskWrites>,
 }
 
 /// Applies the load: warm-up, window, and the answers still to come.
@@ -123,8 +126,10 @@ fn load(plan: &Plan, addresses: &[Address], common: &CommonArgs, run: &mut Run) 
         driver.until(from, Driver::is_hopeless)?;
         cpu_before = CpuTime::now();
     }
+    let disk = Question::ask(disk::addresses(&common.admin, &common.addr));
     driver.until(to, |driver| driver.is_count_reached() || driver.is_hopeless())?;
     let cpu = CpuTime::now().since(cpu_before);
+    let disk = disk.answer();
     let end = driver.run().meter.last_reply_ns.clamp(from, to);
     driver.stop();
     let grace_end = driver.run().now() + nanos(common.grace);
@@ -133,7 +138,7 @@ fn load(plan: &Plan, addresses: &[Address], common: &CommonArgs, run: &mut Run) 
     // What the verification does is no part of the load.
     run.meter.set_window(0, 0);
     let window_end = if counted { end } else { to.min(run.now()) };
-    Ok(Cost { cpu, seconds: window_end.saturating_sub(from) as f64 / 1e9 })
+    Ok(Cost { cpu, disk, seconds: window_end.saturating_sub(from) as f64 / 1e9 })
 }
 
 /// Takes out every job of the run's tubes and checks it, looking again for missing ones until `grace` is

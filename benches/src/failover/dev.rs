@@ -1,9 +1,9 @@
 //! The local cluster behind `--dev`: `beanpole dev cluster` as a child, which ends when we do, however we do.
 
-use super::admin;
 use super::args::{FailoverArgs, NodeAddress};
 use super::cables::{CableEnd, Cables};
 use super::dev_cluster::DevCluster;
+use crate::admin;
 use crate::environment::random_id;
 use std::fs::File;
 use std::io;

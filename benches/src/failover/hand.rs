@@ -1,7 +1,6 @@
 //! The hand that does the harm, at the times of the plan, and takes back what is not to last. What asks a node, and so may have
 //! to wait for one that is frozen, is done by a thread of its own: the plan goes on meanwhile.
 
-use super::admin;
 use super::args::{Fault, Kind, NodeAddress, Target};
 use super::cables::{Cables, Side};
 use super::dev::Dev;
@@ -9,6 +8,7 @@ use super::dev_cluster::DevCluster;
 use super::faults::Form;
 use super::run::Shared;
 use super::wire::Wire;
+use crate::admin;
 use beanpole_protocol::{ClientReply, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -9,7 +9,6 @@
 //!   them, too.
 
 pub mod account;
-pub mod admin;
 pub mod args;
 pub mod cables;
 pub mod clients;

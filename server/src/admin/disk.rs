@@ -117,7 +117,21 @@ fn usage(registry: &mut Registry, disk: &DiskUsage) {
         disk.damaged_segments,
     );
     counter(registry, "disk_logged_bytes", "Bytes written to the log by this process", disk.logged_bytes);
+    if let Some(written) = written_bytes() {
+        counter(
+            registry,
+            "disk_written_bytes",
+            "Bytes that this process had written to storage, by the kernel's account",
+            written,
+        );
+    }
     counter(registry, "disk_rewritten_bytes", "Bytes that compaction wrote", disk.rewritten_bytes);
     counter(registry, "disk_compacted_bytes", "Bytes that compaction gave back", disk.compacted_bytes);
     gauge(registry, "disk_pinned_deleted_bytes", "Deleted segments still being read", disk.pinned_deleted);
+}
+
+/// What the kernel had written to storage for this process so far; none where it does not tell.
+fn written_bytes() -> Option<u64> {
+    let account = std::fs::read_to_string("/proc/self/io").ok()?;
+    account.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
 }

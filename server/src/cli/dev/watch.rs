@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use beanpole_bench::failover::admin;
+use beanpole_bench::admin;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// How often the nodes are asked.
