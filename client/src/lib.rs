@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`Connection`] | one connection: every command a method, pipelining, errors that say whether a command can have had an effect |
 //! | [`Producer`] | puts jobs over a list of addresses: reconnects, fails over, retries, within a deadline; keeps them on disk while no server takes any, if it has a [spool](SpoolSettings) |
+//! | [`Worker`] | hands jobs to a function, many at once: touches, retries, buries, follows the nodes that serve, ends in order |
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,6 +30,7 @@ mod spool;
 mod stats;
 mod stream;
 mod words;
+mod worker;
 
 pub use backoff::Backoff;
 pub use beanpole_protocol::{ClientReply, Command, JobId, Priority, PutKey, Tube};
@@ -39,6 +41,11 @@ pub use producer::{Keys, Outcome, Producer, ProducerCounts, ProducerSettings, Re
 pub use spool::{Fsync, SpoolCounts, SpoolError, SpoolSettings};
 pub use stats::{Stats, parse_list};
 pub use stream::Address;
+pub use worker::{
+    Delivery, Ending, Hook, JobInfo, Retries, Verdict, Worker, WorkerCounts, WorkerEvent, WorkerSettings,
+    WorkerState,
+};
+
 /// A generator of random numbers: the system's randomness, or that of a seed.
 fn random(seed: Option<u64>) -> rand::rngs::SmallRng {
     use rand::SeedableRng;
