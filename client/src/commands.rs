@@ -5,6 +5,7 @@ use crate::error::{Error, Refusal};
 use crate::stats::{Stats, parse_list};
 use beanpole_protocol::{ClientReply, Command, JobId, Priority, Tube};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// A job as it was handed out or shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Connection {
     pub async fn put(&mut self, body: &[u8], options: PutOptions) -> Result<JobId, Error> {
         self.expect_idle()?;
         self.send_put(body, options)?;
-        let reply = self.recv().await?;
+        let reply = self.answer(Duration::ZERO).await?;
         if let ClientReply::Inserted(id) = reply { Ok(id) } else { Err(refused("put", &reply)) }
     }
 }
@@ -72,8 +73,22 @@ impl Connection {
     pub async fn put_once(&mut self, key: &str, body: &[u8], options: PutOptions) -> Result<JobId, Error> {
         self.expect_idle()?;
         self.send_put_once(key, body, options)?;
-        let reply = self.recv().await?;
+        let reply = self.answer(Duration::ZERO).await?;
         if let ClientReply::Inserted(id) = reply { Ok(id) } else { Err(refused("put-once", &reply)) }
+    }
+
+    /// Whether the server knows [`put_once`](Self::put_once). Asked with the bare word, which has no effect on any server.
+    pub async fn knows_put_once(&mut self) -> Result<bool, Error> {
+        self.expect_idle()?;
+        self.send_line(b"put-once \r\n", "put-once");
+        let reply = self.answer(Duration::ZERO).await?;
+        if reply == ClientReply::BadFormat {
+            Ok(true)
+        } else if reply == ClientReply::UnknownCommand {
+            Ok(false)
+        } else {
+            Err(Error::Unexpected { verb: "put-once", reply: reply.word() })
+        }
     }
 }
 
@@ -92,15 +107,20 @@ impl Connection {
         if let ClientReply::Watching(count) = reply { Ok(count) } else { Err(refused("ignore", &reply)) }
     }
 
-    /// Waits for a job, for ever if need be.
+    /// Waits for a job, for ever if need be: the connection's timeout does not count. A server that is cut off without a
+    /// word is noticed only by [`reserve_with_timeout`](Self::reserve_with_timeout).
     pub async fn reserve(&mut self) -> Result<Reserve, Error> {
-        let reply = self.call(&Command::Reserve).await?;
+        self.expect_idle()?;
+        self.send(&Command::Reserve);
+        let reply = self.recv().await?;
         reserved("reserve", reply)
     }
 
     /// Waits for a job for at most `timeout_s` seconds (0 = not at all; at most 2147483647).
     pub async fn reserve_with_timeout(&mut self, timeout_s: u32) -> Result<Reserve, Error> {
-        let reply = self.call(&Command::ReserveWithTimeout(timeout_s)).await?;
+        self.expect_idle()?;
+        self.send(&Command::ReserveWithTimeout(timeout_s));
+        let reply = self.answer(Duration::from_secs(timeout_s.into())).await?;
         reserved("reserve-with-timeout", reply)
     }
 
@@ -256,7 +276,16 @@ fn text(verb: &'static str, reply: ClientReply) -> Result<String, Error> {
 
 /// The error that a reply other than the hoped-for one is.
 fn refused(verb: &'static str, reply: &ClientReply) -> Error {
-    let refusal = match reply {
+    match refusal(reply) {
+        Some(refusal) => Error::Refused { verb, refusal },
+        None if *reply == ClientReply::NotFound => Error::NotFound { verb },
+        None => Error::Unexpected { verb, reply: reply.word() },
+    }
+}
+
+/// What a reply refuses, if it does.
+pub(crate) fn refusal(reply: &ClientReply) -> Option<Refusal> {
+    Some(match reply {
         ClientReply::BuriedPut(id) => Refusal::Buried(*id),
         ClientReply::OutOfMemory => Refusal::OutOfMemory,
         ClientReply::InternalError => Refusal::InternalError,
@@ -266,8 +295,8 @@ fn refused(verb: &'static str, reply: &ClientReply) -> Error {
         ClientReply::ExpectedCrlf => Refusal::ExpectedCrlf,
         ClientReply::JobTooBig => Refusal::JobTooBig,
         ClientReply::NotIgnored => Refusal::NotIgnored,
-        ClientReply::NotFound => return Error::NotFound { verb },
-        ClientReply::Inserted(_)
+        ClientReply::NotFound
+        | ClientReply::Inserted(_)
         | ClientReply::Using(_)
         | ClientReply::DeadlineSoon
         | ClientReply::TimedOut
@@ -281,7 +310,6 @@ fn refused(verb: &'static str, reply: &ClientReply) -> Error {
         | ClientReply::Kicked(_)
         | ClientReply::KickedJob
         | ClientReply::Paused
-        | ClientReply::Ok(_) => return Error::Unexpected { verb, reply: reply.word() },
-    };
-    Error::Refused { verb, refusal }
+        | ClientReply::Ok(_) => return None,
+    })
 }

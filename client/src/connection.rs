@@ -20,6 +20,7 @@ use beanpole_protocol::{
 use bytes::{Buf, BytesMut};
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 use tokio::io::Interest;
 
 /// Room made in the input buffer before a read, in bytes.
@@ -44,6 +45,10 @@ pub struct Connection {
     appended: u64,
     /// How many of them the system has taken.
     written: u64,
+    /// How long a typed command waits for its reply; for ever if not set.
+    timeout: Option<Duration>,
+    /// Set when the socket takes no more bytes. Replies that came before can still be read.
+    unwritable: Option<Lost>,
     /// Set when the connection is lost; every later command fails with it.
     lost: Option<Lost>,
 }
@@ -75,8 +80,8 @@ impl Lost {
 }
 
 impl Connection {
-    /// Connects to `address` (`HOST:PORT` or `unix:/path`). Waits as long as the system does; put a timeout
-    /// around it.
+    /// Connects to `address` (`HOST:PORT` or `unix:/path`). Waits as long as the system does, which can be minutes:
+    /// see [`connect_within`](Self::connect_within).
     pub async fn connect(address: impl Into<Address>) -> Result<Connection, ConnectError> {
         let address = address.into();
         match Stream::connect(&address).await {
@@ -88,10 +93,42 @@ impl Connection {
                 unanswered: VecDeque::new(),
                 appended: 0,
                 written: 0,
+                timeout: None,
+                unwritable: None,
                 lost: None,
             }),
             Err(source) => Err(ConnectError { address: address.to_string(), source }),
         }
+    }
+
+    /// Connects to `address`, waiting for at most `limit`.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); after `limit` the source is of the kind [`io::ErrorKind::TimedOut`].
+    pub async fn connect_within(
+        address: impl Into<Address>,
+        limit: Duration,
+    ) -> Result<Connection, ConnectError> {
+        let address = address.into();
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"));
+        match tokio::time::timeout(limit, Connection::connect(address.clone())).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectError { address: address.to_string(), source: late() }),
+        }
+    }
+
+    /// From now on a typed command waits for its reply for at most `limit`, and fails with [`Error::NoReply`] after that.
+    /// [`reserve_with_timeout`](Self::reserve_with_timeout) waits for its own time and `limit`;
+    /// [`reserve`](Self::reserve), [`recv`](Self::recv) and [`flush`](Self::flush) have no limit.
+    #[must_use]
+    pub fn with_timeout(mut self, limit: Duration) -> Connection {
+        self.set_timeout(Some(limit));
+        self
+    }
+
+    /// As [`with_timeout`](Self::with_timeout); none: commands wait for as long as the connection lives.
+    pub fn set_timeout(&mut self, limit: Option<Duration>) {
+        self.timeout = limit;
     }
 
     /// Appends a command to the output; nothing is sent before [`flush`](Self::flush) or
@@ -129,6 +166,13 @@ impl Connection {
         Ok(())
     }
 
+    /// Appends a line that is no whole command.
+    pub(crate) fn send_line(&mut self, line: &[u8], verb: &'static str) {
+        let before = self.output.len();
+        self.output.extend_from_slice(line);
+        self.appended_since(before, verb);
+    }
+
     fn appended_since(&mut self, before: usize, verb: &'static str) {
         self.appended += (self.output.len() - before) as u64;
         self.unanswered.push_back(Unanswered { verb, end: self.appended });
@@ -143,7 +187,7 @@ impl Connection {
     /// pipeline cannot block itself. May be cancelled and called again.
     pub async fn flush(&mut self) -> Result<(), Error> {
         while !self.output.is_empty() {
-            if self.lost.is_some() {
+            if self.lost.is_some() || self.unwritable.is_some() {
                 return Err(self.lost_error());
             }
             let step = self.flush_step().await;
@@ -154,10 +198,18 @@ impl Connection {
 
     async fn flush_step(&mut self) -> io::Result<()> {
         // Most often the socket takes everything at once.
-        if let Some(n) = self.stream.try_write(&self.output)? {
-            self.output.advance(n);
-            self.written += n as u64;
-            return Ok(());
+        match self.stream.try_write(&self.output) {
+            Ok(Some(n)) => {
+                self.output.advance(n);
+                self.written += n as u64;
+                return Ok(());
+            }
+            Ok(None) => {}
+            Err(error) => {
+                // A server that closed may have answered before: what it sent is still to be read, up to the end.
+                self.unwritable = Some(error.into());
+                return Ok(());
+            }
         }
         let ready = self.stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
         if ready.is_readable() {
@@ -203,6 +255,30 @@ impl Connection {
         Ok(())
     }
 
+    /// Resolves when the server has closed the connection or it broke. Useful while nothing is unanswered: a command
+    /// that is sent into a closed connection ends as [`Error::OutcomeUnknown`]. Replies that come meanwhile are kept
+    /// for [`recv`](Self::recv). May be cancelled and called again.
+    pub async fn closed(&mut self) -> io::Error {
+        loop {
+            if let Some(lost) = &self.lost {
+                return lost.to_error();
+            }
+            let step = self.recv_step().await;
+            self.note(step);
+        }
+    }
+
+    /// The caller no longer believes in this connection: what is unanswered fails at once, and so does all that follows.
+    pub(crate) fn give_up(&mut self, why: io::Error) {
+        self.note(Err(why));
+    }
+
+    /// Takes the oldest unanswered command of a lost connection, as the error that it ends with.
+    pub(crate) fn take_lost(&mut self) -> Option<Error> {
+        let error = self.lost_error();
+        self.unanswered.pop_front().map(|_| error)
+    }
+
     /// Reads once without waiting; whether anything was there. An end of the stream is an error here.
     fn read_now(&mut self) -> io::Result<bool> {
         self.input.reserve(READ_BYTES);
@@ -223,7 +299,7 @@ impl Connection {
 
     /// The error for the oldest unanswered command of a lost connection.
     fn lost_error(&self) -> Error {
-        let source = match &self.lost {
+        let source = match self.lost.as_ref().or(self.unwritable.as_ref()) {
             Some(lost) => lost.to_error(),
             None => io::ErrorKind::NotConnected.into(),
         };
@@ -238,7 +314,19 @@ impl Connection {
     pub(crate) async fn call(&mut self, command: &Command<'_>) -> Result<ClientReply, Error> {
         self.expect_idle()?;
         self.send(command);
-        self.recv().await
+        self.answer(Duration::ZERO).await
+    }
+
+    /// The reply to the only unanswered command, within the timeout and `longer`, if there is a timeout.
+    pub(crate) async fn answer(&mut self, longer: Duration) -> Result<ClientReply, Error> {
+        let Some(limit) = self.timeout.map(|limit| limit.saturating_add(longer)) else {
+            return self.recv().await;
+        };
+        let verb = self.unanswered.front().map_or("recv", |oldest| oldest.verb);
+        match tokio::time::timeout(limit, self.recv()).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Error::NoReply { verb, limit }),
+        }
     }
 
     /// Fails unless every command so far has been answered.

@@ -2,6 +2,7 @@
 
 use beanpole_protocol::{JobId, ReplyError};
 use std::io;
+use std::time::Duration;
 
 /// No connection came about.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,15 @@ pub enum Error {
         /// How the connection was lost.
         source: io::Error,
     },
+    /// No reply within the connection's timeout. The server may carry the command out or not, now or later, and its reply
+    /// may still come: take it with [`recv`](crate::Connection::recv), or drop the connection.
+    #[error("{verb}: no reply within {limit:?}, the outcome is unknown")]
+    NoReply {
+        /// The command's word.
+        verb: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// The server said no. The command had no effect and the connection is usable.
     #[error("{verb}: the server refused: {refusal}")]
     Refused {
@@ -96,7 +106,28 @@ impl Error {
             | Error::NotSent { .. }
             | Error::NotFound { .. } => true,
             Error::Refused { refusal, .. } => !matches!(refusal, Refusal::Buried(_)),
-            Error::OutcomeUnknown { .. } | Error::Unexpected { .. } | Error::Malformed { .. } => false,
+            Error::OutcomeUnknown { .. }
+            | Error::NoReply { .. }
+            | Error::Unexpected { .. }
+            | Error::Malformed { .. } => false,
+        }
+    }
+
+    /// Whether the connection is of no more use: drop it and make another one.
+    pub fn ends_connection(&self) -> bool {
+        match self {
+            Error::NotSent { .. }
+            | Error::OutcomeUnknown { .. }
+            | Error::Unexpected { .. }
+            | Error::Malformed { .. } => true,
+            Error::BadTubeName(_)
+            | Error::BadPutKey(_)
+            | Error::BodyTooLong(_)
+            | Error::RepliesOutstanding(_)
+            | Error::NothingAsked
+            | Error::NoReply { .. }
+            | Error::Refused { .. }
+            | Error::NotFound { .. } => false,
         }
     }
 }

@@ -25,6 +25,12 @@ impl From<&str> for Address {
     }
 }
 
+impl From<String> for Address {
+    fn from(text: String) -> Address {
+        Address::from(text.as_str())
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -373,3 +373,119 @@ fn no_server_is_a_clear_error() {
         assert!(Connection::connect("unix:/nowhere/at/all").await.is_err());
     });
 }
+
+#[test]
+fn a_reply_that_does_not_come_in_time_can_still_be_taken_later() {
+    run(async {
+        let (c, server) = scripted(vec![
+            Expect("delete 5\r\n"),
+            Expect("reserve-with-timeout 1\r\n"),
+            Answer("DELETED\r\nTIMED_OUT\r\n"),
+            Expect("touch 4\r\n"),
+            Answer("TOUCHED\r\n"),
+        ])
+        .await;
+        let limit = Duration::from_millis(20);
+        let mut c = c.with_timeout(limit);
+        let error = c.delete(JobId(5)).await.unwrap_err();
+        assert!(matches!(error, Error::NoReply { verb: "delete", limit: l } if l == limit), "{error}");
+        assert!(!error.had_no_effect() && !error.ends_connection());
+        assert!(matches!(c.touch(JobId(4)).await, Err(Error::RepliesOutstanding(1))));
+        c.send(&Command::ReserveWithTimeout(1));
+        assert_eq!(c.recv().await.unwrap(), ClientReply::Deleted);
+        assert_eq!(c.recv().await.unwrap(), ClientReply::TimedOut);
+        c.set_timeout(None);
+        c.touch(JobId(4)).await.unwrap();
+        drop(c);
+        server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_wait_for_a_job_has_its_own_time_beside_the_timeout() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let (c, _server) = scripted(vec![Expect("reserve-with-timeout 30\r\n"), Expect("never")]).await;
+        let mut c = c.with_timeout(Duration::from_secs(2));
+        let begun = tokio::time::Instant::now();
+        let error = c.reserve_with_timeout(30).await.unwrap_err();
+        assert!(matches!(error, Error::NoReply { verb: "reserve-with-timeout", .. }), "{error}");
+        assert_eq!(begun.elapsed().as_secs(), 32);
+    });
+}
+
+#[test]
+fn replies_that_came_before_a_reset_are_not_lost_by_a_failing_write() {
+    run(async {
+        // The server answers the delete and closes with a byte unread, which resets the connection.
+        let (mut c, server) =
+            scripted(vec![Expect("delete 5\r\n"), Answer("DELETED\r\n"), Expect("touch"), Close]).await;
+        c.send(&Command::Delete(JobId(5)));
+        c.send(&Command::Touch(JobId(6)));
+        c.flush().await.unwrap();
+        server.await.unwrap();
+        // This cannot be written whole any more.
+        c.send_put(&vec![b'x'; 1 << 20], PUT).unwrap();
+        assert_eq!(c.recv().await.unwrap(), ClientReply::Deleted);
+        let error = c.recv().await.unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { verb: "touch", .. }), "{error}");
+        let error = c.recv().await.unwrap_err();
+        assert!(matches!(error, Error::NotSent { verb: "put", .. }) && error.ends_connection(), "{error}");
+    });
+}
+
+#[test]
+fn an_idle_connection_tells_that_its_server_is_gone() {
+    run(async {
+        let (mut c, server) =
+            scripted(vec![Expect("touch 4\r\n"), Answer("TOUCHED\r\n"), Expect("delete 4\r\n"), Close]).await;
+        c.touch(JobId(4)).await.unwrap();
+        // Nothing happens to it; the wait is cut short and taken up again.
+        assert!(tokio::time::timeout(Duration::from_millis(10), c.closed()).await.is_err());
+        c.send(&Command::Delete(JobId(4)));
+        c.flush().await.unwrap();
+        server.await.unwrap();
+        assert_eq!(c.closed().await.kind(), std::io::ErrorKind::UnexpectedEof);
+        assert!(matches!(c.recv().await, Err(Error::OutcomeUnknown { verb: "delete", .. })));
+        assert!(matches!(c.stats().await, Err(Error::NotSent { .. })));
+    });
+}
+
+#[test]
+fn whether_a_server_knows_put_once_is_asked_without_putting_anything() {
+    run(async {
+        let script = vec![
+            Expect("put-once \r\n"),
+            Answer("BAD_FORMAT\r\n"),
+            Expect("put-once \r\n"),
+            Answer("UNKNOWN_COMMAND\r\n"),
+        ];
+        let (mut c, server) = scripted(script).await;
+        assert!(c.knows_put_once().await.unwrap());
+        assert!(!c.knows_put_once().await.unwrap());
+        drop(c);
+        server.await.unwrap();
+    });
+}
+
+#[test]
+fn a_connect_has_a_limit() {
+    run(async {
+        // A listener that is full answers no handshake: connections are made until one is not accepted.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut made = Vec::new();
+        let error = loop {
+            let connected = Connection::connect_within(address.as_str(), Duration::from_millis(50)).await;
+            match connected {
+                Ok(connection) => made.push(connection),
+                Err(error) => break error,
+            }
+            assert!(made.len() < 100, "nothing is ever refused");
+        };
+        assert_eq!(error.source.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    });
+}
