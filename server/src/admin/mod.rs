@@ -19,6 +19,9 @@
 //! | `PUT /api/v1/policies?pattern=P&max_jobs=N&...`, `DELETE /api/v1/policies?pattern=P` | sets or removes one, whole |
 //! | `GET /api/v1/tubes/show?tube=NAME` | a tube, its policy, and what that did |
 //! | `GET /api/v1/put-once`, `PUT /api/v1/put-once?window_ms=N&keys=N` | how long and how many keys of `put-once` are known |
+//! | `GET /api/v1/conns?top=bytes\|rate\|reserved\|held&limit=N&sample_ms=N` | connections and addresses that do most |
+//! | `DELETE /api/v1/conns?number=N`, `DELETE /api/v1/conns?address=A` | closes connections |
+//! | `GET /api/v1/bans`, `DELETE /api/v1/bans?address=A` | addresses that are not let in; lets one in again, or all |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -36,6 +39,7 @@ mod api;
 mod backup;
 pub(crate) mod bulk;
 mod change;
+pub(crate) mod conns;
 pub(crate) mod disk;
 mod members;
 mod memory;
@@ -135,6 +139,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/put-once", get(once::get).put(once::set))
         .route("/api/v1/bulk", get(bulk::list))
         .route("/api/v1/bulk/{nonce}", get(bulk::one))
+        .route("/api/v1/conns", get(conns::list).delete(conns::kill))
+        .route("/api/v1/bans", get(conns::bans).delete(conns::clear_bans))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
         .route("/api/v1/leader", post(members::transfer_leader))
         .route("/api/v1/members", post(members::add))

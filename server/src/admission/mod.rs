@@ -25,6 +25,6 @@ mod events;
 mod gate;
 mod sensor;
 
-pub use events::Event;
+pub use events::{Event, Events};
 pub use gate::{Stance, State};
 pub use sensor::{Admission, Memory, Parts, watch};

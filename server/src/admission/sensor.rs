@@ -97,7 +97,7 @@ pub struct Admission {
     memory: Mutex<Memory>,
     own: watch::Sender<Stance>,
     /// What happened, for operators.
-    pub events: Events,
+    pub events: Arc<Events>,
 }
 
 impl Default for Admission {
@@ -105,7 +105,7 @@ impl Default for Admission {
         Admission {
             memory: Mutex::default(),
             own: watch::Sender::new(Stance::default()),
-            events: Events::default(),
+            events: Arc::default(),
         }
     }
 }

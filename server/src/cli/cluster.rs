@@ -210,7 +210,7 @@ fn note(cluster: &Cluster, node: &Member) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
-fn print_table<const N: usize>(rows: &[[String; N]]) {
+pub fn print_table<const N: usize>(rows: &[[String; N]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     for row in rows {
