@@ -9,6 +9,7 @@
 //! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
 //! | `GET /api/v1/disk` | this node's disk: what is used, damage that was found and repaired, how far looking for it is |
 //! | `POST /api/v1/scrub` | everything on this node's disk is looked through for damage now |
+//! | `GET /api/v1/alarms` | what is wrong on this node, or with the cluster as it sees it, and not over |
 //! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
 //! | `POST /api/v1/tubes/purge?tube=NAME&states=S,S&older_ms=N&nonce=N` | deletes jobs of a tube; `dry_run=true` counts them |
@@ -35,6 +36,7 @@
 //! It never waits for the thread that serves clients longer than that holds the gateway's lock, and holds that lock itself
 //! only to copy figures out.
 
+mod alarms;
 mod api;
 mod backup;
 pub(crate) mod bulk;
@@ -129,6 +131,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/memory", get(memory::memory))
         .route("/api/v1/disk", get(disk::disk))
         .route("/api/v1/scrub", post(disk::scrub))
+        .route("/api/v1/alarms", get(alarms::list))
         .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/tubes/purge", post(bulk::purge))

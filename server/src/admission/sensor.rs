@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::bounds::{Bound, System};
+use super::conditions::Alarms;
 use super::events::Events;
 use super::gate::{Gate, Marks, Reading, Stance, State};
 use crate::node::Shared;
@@ -98,6 +99,8 @@ pub struct Admission {
     own: watch::Sender<Stance>,
     /// What happened, for operators.
     pub events: Arc<Events>,
+    /// What is wrong and not over.
+    pub alarms: Alarms,
 }
 
 impl Default for Admission {
@@ -106,6 +109,7 @@ impl Default for Admission {
             memory: Mutex::default(),
             own: watch::Sender::new(Stance::default()),
             events: Arc::default(),
+            alarms: Alarms::default(),
         }
     }
 }

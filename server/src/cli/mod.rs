@@ -1,6 +1,7 @@
 //! The command line: one enum, one arm per verb.
 
 mod admin;
+mod alarms;
 mod backup;
 mod cluster;
 mod conns;
