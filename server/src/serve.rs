@@ -193,7 +193,7 @@ impl Prepared {
         tracing::info!(jobs, ms = started.elapsed().as_millis() as u64, "the log is open");
         facts.set_node(node.clone());
         tokio::spawn(hold_scrub(shared.clone(), node.clone()));
-        tokio::spawn(admission::watch_alarms(shared.clone(), node.clone()));
+        admission::watch_alarms(&shared, node.clone())?;
         admin.set_node(node.clone());
         let working = if clustered {
             tokio::spawn(take_part(shared.clone(), node.clone(), may_stay_awake()))

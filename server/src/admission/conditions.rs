@@ -30,20 +30,27 @@ impl Alarms {
     }
 }
 
-/// Looks for what is wrong, and tells what changes, until the task is dropped.
-pub async fn watch_alarms(shared: Arc<Shared>, node: Node) {
+/// Looks for what is wrong, and tells what changes, on a thread of its own until the node is gone: the one that serves clients
+/// sleeps on when there is nothing to do.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn watch_alarms(shared: &Arc<Shared>, node: Node) -> std::io::Result<()> {
+    let shared = Arc::downgrade(shared);
     let began = Instant::now();
-    let mut every = tokio::time::interval(LOOK_EVERY);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-        let seen = all(&shared, &node);
-        let changes = shared.admission.alarms.0.lock().look(now_ms, wall_ms, seen);
-        changes.iter().for_each(|change| tell(&shared, change));
-    }
+    std::thread::Builder::new().name("alarms".into()).spawn(move || {
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            let Some(shared) = shared.upgrade() else { return };
+            let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let wall_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+            let seen = all(&shared, &node);
+            let changes = shared.admission.alarms.0.lock().look(now_ms, wall_ms, seen);
+            changes.iter().for_each(|change| tell(&shared, change));
+        }
+    })?;
+    Ok(())
 }
 
 /// One line and one event.
