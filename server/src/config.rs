@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use crate::units::Size;
+use crate::net::Limits;
+use crate::units::{Size, Span};
 use beanpole_protocol::MAX_JOB_SIZE_LIMIT;
 
 /// The port between nodes when an address names only a host.
@@ -20,6 +21,10 @@ const PEER_PORT: u16 = 11390;
 const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// A server needs this much before the first job.
 const MEMORY_LIMIT_MIN: u64 = 64 << 20;
+/// A shorter ban is none ...
+const BAN_MS_MIN: u64 = 1000;
+/// ... and a longer one is for a firewall.
+const BAN_MS_MAX: u64 = 7 * 86_400_000;
 /// Segments are mapped whole and their offsets are 32 bit.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
@@ -88,6 +93,10 @@ pub struct ServeArgs {
     #[arg(long, env = "BEANPOLE_OOM_SCORE_ADJ", value_name = "N", allow_negative_numbers = true)]
     pub oom_score_adj: Option<i16>,
 
+    /// Limits on clients' connections.
+    #[command(flatten)]
+    pub connections: ConnectionArgs,
+
     /// Least severe log line to print: error, warn, info, debug or trace [default: info]
     #[arg(long, env = "BEANPOLE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
@@ -99,6 +108,75 @@ pub struct ServeArgs {
     /// More log lines; twice for even more (as beanstalkd's -V)
     #[arg(short = 'V', action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// Limits on clients' connections. Operators' and other nodes' are not concerned.
+#[derive(Args, Debug, Default, Clone, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct ConnectionArgs {
+    /// Clients' connections at once [default: three quarters of the limit on open files]
+    #[arg(long, env = "BEANPOLE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<u64>,
+
+    /// Connections at once of one address, or of one /64 network of IPv6 [default: no limit]
+    #[arg(long, env = "BEANPOLE_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    pub max_connections_per_address: Option<u64>,
+
+    /// Connections that one address may open in a second [default: no limit]
+    #[arg(long, env = "BEANPOLE_MAX_ACCEPTS_PER_SECOND", value_name = "N")]
+    pub max_accepts_per_second: Option<u32>,
+
+    /// An address of which so many connections are refused, or dropped soon after they were opened, within 10 s is banned for
+    /// a while [default: never]
+    #[arg(long, env = "BEANPOLE_BAN_AFTER", value_name = "N")]
+    pub ban_after: Option<u32>,
+
+    /// How long a ban lasts, 1s to 7d [default: 60s]
+    #[arg(long, env = "BEANPOLE_BAN_TIME", value_name = "D")]
+    pub ban_time: Option<Span>,
+
+    /// Ban loopback addresses too
+    #[arg(long, env = "BEANPOLE_BAN_LOOPBACK", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub ban_loopback: Option<bool>,
+}
+
+impl ConnectionArgs {
+    /// What they say, else what `other` says, else the defaults. How many connections there may be in all is not known here.
+    fn limits(&self, other: &ConnectionArgs) -> Result<Limits, ConfigError> {
+        let count = |name, value: Option<u64>, other: Option<u64>| {
+            let value = value.or(other).map(|value| checked_count(name, value)).transpose()?;
+            Ok(value.map_or(0, |value| usize::try_from(value).unwrap_or(usize::MAX)))
+        };
+        let default = Limits::default();
+        let ban_ms = self.ban_time.or(other.ban_time).map_or(default.ban_us / 1000, |span| span.0);
+        if !(BAN_MS_MIN..=BAN_MS_MAX).contains(&ban_ms) {
+            return Err(ConfigError::OutOfRange {
+                setting: "ban-time",
+                value: Span(ban_ms).to_string(),
+                limits: format!("between {} and {}", Span(BAN_MS_MIN), Span(BAN_MS_MAX)),
+            });
+        }
+        Ok(Limits {
+            total: count("max-connections", self.max_connections, other.max_connections)?,
+            per_address: count(
+                "max-connections-per-address",
+                self.max_connections_per_address,
+                other.max_connections_per_address,
+            )?,
+            accepts_per_second: self.max_accepts_per_second.or(other.max_accepts_per_second).unwrap_or(0),
+            ban_after: self.ban_after.or(other.ban_after).unwrap_or(0),
+            ban_us: ban_ms * 1000,
+            ban_loopback: self.ban_loopback.or(other.ban_loopback).unwrap_or(false),
+        })
+    }
+}
+
+fn checked_count(setting: &'static str, value: u64) -> Result<u64, ConfigError> {
+    if value > 0 {
+        return Ok(value);
+    }
+    let limits = "at least 1; leave it out for no limit of its own".to_owned();
+    Err(ConfigError::OutOfRange { setting, value: value.to_string(), limits })
 }
 
 /// Least severe log line that is printed.
@@ -167,6 +245,8 @@ pub struct Settings {
     pub memory_limit: Option<u64>,
     /// The process's own `oom_score_adj`; none leaves it as it is.
     pub oom_score_adj: Option<i16>,
+    /// What clients' connections are limited to; their number is 0 unless it was given.
+    pub connections: Limits,
     /// Least severe log line to print.
     pub log_level: LogLevel,
     /// Form of log lines.
@@ -293,6 +373,8 @@ struct File {
     scrub_rate: Option<FileSize>,
     memory_limit: Option<FileSize>,
     oom_score_adj: Option<i16>,
+    #[serde(flatten)]
+    connections: ConnectionArgs,
     log_level: Option<LogLevel>,
     log_format: Option<LogFormat>,
 }
@@ -312,6 +394,12 @@ const KEYS: &[&str] = &[
     "scrub-rate",
     "memory-limit",
     "oom-score-adj",
+    "max-connections",
+    "max-connections-per-address",
+    "max-accepts-per-second",
+    "ban-after",
+    "ban-time",
+    "ban-loopback",
     "log-level",
     "log-format",
 ];
@@ -397,6 +485,7 @@ impl Settings {
                 .map(|limit| checked("memory-limit", limit.0, MEMORY_LIMIT_MIN, u64::MAX))
                 .transpose()?,
             oom_score_adj: oom_score_adj(args.oom_score_adj.or(file.oom_score_adj))?,
+            connections: args.connections.limits(&file.connections)?,
             log_level: verbosity(args.verbose, args.log_level.or(file.log_level).unwrap_or(LogLevel::Info)),
             log_format: args.log_format.or(file.log_format).unwrap_or(LogFormat::Text),
         };
@@ -628,6 +717,25 @@ mod tests {
         assert!(e.contains("memory-limit is 1MiB") && e.contains("64MiB"), "{e}");
         let far = ServeArgs { oom_score_adj: Some(1001), ..ServeArgs::default() };
         assert!(Settings::merge(&far, File::default()).is_err());
+    }
+
+    #[test]
+    fn limits_of_connections_come_from_flags_and_file() {
+        let file =
+            "max-connections-per-address = 100\nban-after = 50\nban-time = \"5m\"\nban-loopback = true\n";
+        let flags =
+            ConnectionArgs { ban_after: Some(7), max_connections: Some(9), ..ConnectionArgs::default() };
+        let limits = merged(&ServeArgs { connections: flags, ..ServeArgs::default() }, file).connections;
+        assert_eq!((limits.total, limits.per_address, limits.accepts_per_second), (9, 100, 0));
+        assert_eq!((limits.ban_after, limits.ban_us, limits.ban_loopback), (7, 300_000_000, true));
+        assert_eq!(merged(&ServeArgs::default(), "").connections, Limits::default());
+        for bad in [
+            ConnectionArgs { max_connections: Some(0), ..ConnectionArgs::default() },
+            ConnectionArgs { ban_time: Some(Span(1)), ..ConnectionArgs::default() },
+        ] {
+            let args = ServeArgs { connections: bad, ..ServeArgs::default() };
+            assert!(Settings::merge(&args, File::default()).is_err());
+        }
     }
 
     #[test]

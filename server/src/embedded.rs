@@ -84,7 +84,7 @@ impl Embedded {
         let mut clients = self.clients.lock();
         clients.retain(|client| !client.is_over());
         clients.push(breaker);
-        net::serve_client(net::Stream::Memory(stream), &self.shared, self.max_job_size);
+        net::serve_client(net::Stream::Memory(stream), None, None, &self.shared, self.max_job_size);
         Some(client)
     }
 

@@ -24,7 +24,7 @@ use crate::admission::{Admission, Parts, Stance};
 use crate::cluster::report::{Addresses, Reports};
 use crate::gateway::{ColdRead, Gateway, Pair, is_intact};
 use crate::leader::{About, Elsewhere, Leader, ToLeader};
-use crate::net::Pool;
+use crate::net::{Door, Pool};
 use crate::queue::{Effects, Engine, JobState, LEVEL, SnapshotCursor};
 
 /// Replies written before other tasks get their turn. While the rest is written, the first clients' next commands are read and
@@ -71,12 +71,16 @@ pub struct Shared {
     word: watch::Sender<Stance>,
     /// Read buffers of clients' connections.
     pub pool: Arc<Pool>,
+    /// Who of them is let in.
+    pub door: Arc<Door>,
     addresses: OnceLock<Addresses>,
 }
 
 impl Shared {
     /// Wraps a gateway.
     pub fn new(gateway: Gateway) -> Arc<Self> {
+        let admission = Admission::default();
+        let door = Arc::new(Door::new(admission.events.clone()));
         Arc::new(Shared {
             gateway: Mutex::new(gateway),
             leader: Mutex::new(None),
@@ -86,9 +90,10 @@ impl Shared {
             walls: Notify::new(),
             office: watch::Sender::new((0, 0)),
             reports: Reports::default(),
-            admission: Admission::default(),
+            admission,
             word: watch::Sender::new(Stance::default()),
             pool: Arc::default(),
+            door,
             addresses: OnceLock::new(),
         })
     }

@@ -47,6 +47,9 @@ const INFLIGHT_PART: u64 = 8;
 /// ... but at least as many full entries as may be under way.
 const INFLIGHT_BYTES_MIN: usize = 8 << 20;
 
+/// Clients' connections that there may always be.
+const CONNECTIONS_MIN: usize = 16;
+
 /// Exit code of a start that was refused: bad settings, a taken port, an unusable data directory.
 const EXIT_REFUSED: u8 = 2;
 /// Exit code of a server whose storage failed while it ran.
@@ -87,9 +90,10 @@ struct Prepared {
 }
 
 fn prepare(args: &ServeArgs) -> Result<Prepared, Refusal> {
-    let settings = Settings::load(args)?;
+    let mut settings = Settings::load(args)?;
     logging::init(settings.log_level, settings.log_format);
-    raise_file_limit();
+    let files = raise_file_limit();
+    settings.connections.total = connections_of(settings.connections.total, files);
     set_oom_score(settings.oom_score_adj);
     let clients = net::bind(&settings.listen, "listen")?;
     let admin = settings.admin_listen.as_ref().map(|at| net::bind(at, "admin-listen")).transpose()?;
@@ -98,12 +102,32 @@ fn prepare(args: &ServeArgs) -> Result<Prepared, Refusal> {
     Ok(Prepared { settings, clients, admin, peers })
 }
 
-/// Every client is a file descriptor: take as many as we may.
-fn raise_file_limit() {
+/// Every client is a file descriptor: takes as many as we may, and answers how many that are.
+fn raise_file_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return u64::MAX };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(error) => {
+            tracing::warn!(soft, hard, %error, "cannot raise the limit on open files");
+            soft
+        }
     }
+}
+
+/// How many clients there may be with so many open files: segments, peers and operators need some as well. `asked`: by the
+/// settings, or 0.
+fn connections_of(asked: usize, files: u64) -> usize {
+    let most = usize::try_from(files / 4 * 3).unwrap_or(usize::MAX).max(CONNECTIONS_MIN);
+    if asked > most {
+        tracing::warn!(
+            asked,
+            most,
+            files,
+            "max-connections is more than the limit on open files allows (ulimit -n)"
+        );
+    }
+    if asked == 0 { most } else { asked.min(most) }
 }
 
 /// How readily the kernel kills this process, if the settings say so.
@@ -143,6 +167,7 @@ impl Prepared {
             admin: admin.as_ref().map_or_else(String::new, Bound::address),
             started_ms: unix_ms(),
         });
+        shared.door.set_limits(settings.connections);
         admission::watch(&shared, settings.memory_limit)?;
         tracing::info!(
             clients = clients.address(),
@@ -170,6 +195,7 @@ impl Prepared {
         tracing::info!(jobs, ms = started.elapsed().as_millis() as u64, "the log is open");
         facts.set_node(node.clone());
         tokio::spawn(hold_scrub(shared.clone(), node.clone()));
+        admission::watch_alarms(&shared, node.clone())?;
         admin.set_node(node.clone());
         let working = if clustered {
             tokio::spawn(take_part(shared.clone(), node.clone(), may_stay_awake()))
@@ -363,5 +389,18 @@ impl BodySource for NoBodies {
     fn release(&self, _addr: BodyAddr) {}
     fn no_space(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_files_for_the_rest() {
+        assert_eq!(connections_of(0, 1024), 768);
+        assert_eq!(connections_of(5000, 1024), 768);
+        assert_eq!(connections_of(100, 1024), 100);
+        assert_eq!(connections_of(0, 10), CONNECTIONS_MIN);
     }
 }

@@ -79,6 +79,22 @@ impl fmt::Display for Span {
     }
 }
 
+/// In files: a number of seconds, or text with a unit.
+impl<'de> serde::Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Seconds(u32),
+            Text(String),
+        }
+        match Raw::deserialize(d)? {
+            Raw::Seconds(seconds) => Ok(Span(u64::from(seconds) * 1000)),
+            Raw::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
 /// Splits `512MiB` into a number and a unit and multiplies.
 fn scaled(text: &str, units: &[(&str, u64)], known: &'static str) -> Result<u64, UnitError> {
     let text = text.trim();

@@ -11,6 +11,8 @@ mod due;
 mod entries;
 #[path = "engine/format.rs"]
 mod format;
+#[path = "engine/late.rs"]
+mod late;
 #[path = "engine/model.rs"]
 mod model;
 #[path = "engine/policies.rs"]

@@ -11,8 +11,7 @@
 pub mod load;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::connection::Connection;
 use crate::server::free_port;
-use crate::{cgroup, wait};
+use crate::{admin, cgroup, wait};
 
 /// How long a node's admin HTTP may take to answer.
 const ADMIN_LIMIT: Duration = Duration::from_millis(500);
@@ -357,14 +356,7 @@ impl Cluster {
 
     /// One request to a node's admin HTTP: the status and the body; `None` without an answer.
     pub fn get(&self, id: u64, path: &str) -> Option<(u16, String)> {
-        let addr: SocketAddr = (Ipv4Addr::LOCALHOST, self.node(id).admin).into();
-        let mut stream = TcpStream::connect_timeout(&addr, ADMIN_LIMIT).ok()?;
-        stream.set_read_timeout(Some(ADMIN_LIMIT)).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        admin::get((Ipv4Addr::LOCALHOST, self.node(id).admin).into(), path, ADMIN_LIMIT)
     }
 
     /// The directory of everything.

@@ -4,11 +4,12 @@
 //! announce in their last word how many bytes follow, plus CRLF.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, recv};
+use socket2::{Domain, Socket, Type};
 
 use crate::wait::PATIENCE;
 
@@ -76,7 +77,18 @@ pub struct Connection {
 impl Connection {
     /// Connects, with Nagle's algorithm off.
     pub fn open(addr: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect(addr)?;
+        Connection::over(TcpStream::connect(addr)?)
+    }
+
+    /// Connects from this address of our own: any of 127.0.0.0/8 is one.
+    pub fn open_from(from: Ipv4Addr, addr: SocketAddr) -> io::Result<Connection> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((from, 0)).into())?;
+        socket.connect(&addr.into())?;
+        Connection::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;

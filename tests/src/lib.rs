@@ -16,12 +16,16 @@
 //!   tests/clocks.rs                 clocks that jump  --> chaos, cluster
 //!   tests/power_cut.rs              disks that forget --> forgetful_disk, cluster
 //!   tests/pressure.rs               little memory     --> cgroup, flood, server, cluster
+//!   tests/connections.rs            storms of clients --> server, cluster, operator, procfs
+//!   tests/incidents_*.rs            known outages     --> incidents, server, operator
+//!   tests/alarms.rs                 what is wrong     --> cluster, server, operator
 //!   bin/chaos.rs                    random faults     --> chaos
 //!   tests/sim.rs                    simulated time    --> sim
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
 
+pub mod admin;
 pub mod cgroup;
 pub mod chaos;
 pub mod cluster;
@@ -32,6 +36,7 @@ pub mod extra;
 pub mod failover;
 pub mod flood;
 pub mod forgetful_disk;
+pub mod incidents;
 pub mod namespaces;
 pub mod operator;
 pub mod procfs;

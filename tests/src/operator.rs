@@ -1,4 +1,4 @@
-//! `beanpole tube ...`, as an operator types it.
+//! `beanpole tube ...` and others, as an operator types them.
 
 use std::process::{Command, Stdio};
 
@@ -6,7 +6,12 @@ use crate::server::Setup;
 
 /// Runs `tube` and these words against the node with this admin address; the exit code and all that was printed.
 pub fn tube(binary: &str, admin: &str, words: &str) -> (i32, String) {
-    let words = ["tube", "--admin", admin].into_iter().chain(words.split_whitespace());
+    run(binary, admin, &format!("tube {words}"))
+}
+
+/// The same of any verb.
+pub fn run(binary: &str, admin: &str, words: &str) -> (i32, String) {
+    let words = words.split_whitespace().chain(["--admin", admin]);
     let program = Setup::beanpole(binary);
     let output = Command::new(program.binary()).args(words).stdin(Stdio::null()).output().unwrap();
     let text = [&output.stdout[..], &output.stderr].concat();

@@ -72,6 +72,24 @@ pub fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map(|entries| entries.count()).unwrap_or(0)
 }
 
+/// How many files a process may have open: the limit in force, and up to where it may raise that.
+pub fn file_limit(pid: u32) -> (u64, u64) {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let mut numbers = line.split_whitespace().map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Lets a process of ours have no more than so many files open from now on.
+pub fn limit_files(pid: u32, files: u64) {
+    let (_, hard) = file_limit(pid);
+    let limit = libc::rlimit { rlim_cur: files, rlim_max: hard };
+    let pid = i32::try_from(pid).expect("a pid fits in i32");
+    // SAFETY: the limit is read during the call only, and the old one is not asked for.
+    let done = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "the limit of our own child can be lowered: {}", std::io::Error::last_os_error());
+}
+
 /// The first number behind `name` in a file of `name value` lines; 0 when it is not there.
 fn field(path: &str, name: &str) -> u64 {
     fs::read_to_string(path)

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::connection::Connection;
 use crate::wait::PATIENCE;
-use crate::{cgroup, extra, procfs, wait};
+use crate::{admin, cgroup, extra, procfs, wait};
 
 /// The product behind a [`Server`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,11 @@ impl Setup {
     pub fn beanpole(binary: impl Into<PathBuf>) -> Setup {
         let binary = std::env::var_os("BEANPOLE_BIN").map_or_else(|| binary.into(), PathBuf::from);
         Setup::new(Kind::Beanpole, binary)
+    }
+
+    /// Beanpole by way of a program that becomes it.
+    pub fn wrapped(wrapper: &Path) -> Setup {
+        Setup::new(Kind::Beanpole, wrapper.to_owned())
     }
 
     /// The installed beanstalkd, in memory; `None` when there is none.
@@ -260,6 +265,19 @@ impl Server {
     /// When its process was spawned.
     pub fn spawned(&self) -> Instant {
         self.spawned
+    }
+
+    /// The answer of the admin interface; panics without one.
+    pub fn get(&self, path: &str) -> String {
+        let answer = admin::get(self.admin_addr(), path, PATIENCE);
+        answer.unwrap_or_else(|| panic!("{path}: no answer; its stderr: {}", self.stderr())).1
+    }
+
+    /// A figure of `/metrics`, by its whole name with labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
     }
 
     /// The end of what it wrote to stderr.

@@ -12,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
-use super::{View, disk, memory};
+use super::{View, alarms, conns, disk, memory};
 use crate::gateway::Gateway;
 
 /// Tubes with values of their own, at most: those that hold most jobs. The others are in the totals only, so that 100,000
@@ -32,6 +32,8 @@ pub(super) async fn metrics(State(view): State<Arc<View>>) -> impl IntoResponse 
         clients(&mut registry, &gateway);
     }
     memory::metrics(&mut registry, &view);
+    conns::metrics(&mut registry, &view);
+    alarms::metrics(&mut registry, &view);
     log(&mut registry, &view);
     let mut text = String::new();
     match encode(&mut text, &registry) {

@@ -9,6 +9,7 @@
 //! | `GET /api/v1/memory` | this node's budget, what is used of it and by what, and what puts meet |
 //! | `GET /api/v1/disk` | this node's disk: what is used, damage that was found and repaired, how far looking for it is |
 //! | `POST /api/v1/scrub` | everything on this node's disk is looked through for damage now |
+//! | `GET /api/v1/alarms` | what is wrong on this node, or with the cluster as it sees it, and not over |
 //! | `GET /api/v1/events` | what happened on this node lately |
 //! | `GET /api/v1/tubes?after=NAME&limit=N` | tubes with their counts, by name |
 //! | `POST /api/v1/tubes/purge?tube=NAME&states=S,S&older_ms=N&nonce=N` | deletes jobs of a tube; `dry_run=true` counts them |
@@ -19,6 +20,9 @@
 //! | `PUT /api/v1/policies?pattern=P&max_jobs=N&...`, `DELETE /api/v1/policies?pattern=P` | sets or removes one, whole |
 //! | `GET /api/v1/tubes/show?tube=NAME` | a tube, its policy, and what that did |
 //! | `GET /api/v1/put-once`, `PUT /api/v1/put-once?window_ms=N&keys=N` | how long and how many keys of `put-once` are known |
+//! | `GET /api/v1/conns?top=bytes\|rate\|reserved\|held&limit=N&sample_ms=N` | connections and addresses that do most |
+//! | `DELETE /api/v1/conns?number=N`, `DELETE /api/v1/conns?address=A` | closes connections |
+//! | `GET /api/v1/bans`, `DELETE /api/v1/bans?address=A` | addresses that are not let in; lets one in again, or all |
 //! | `GET /api/v1/draining` | `{"draining": true}` |
 //! | `PUT /api/v1/draining`, `DELETE /api/v1/draining` | set or clear the cluster's draining flag |
 //! | `POST /api/v1/leader?to=ID` | another node leads; without `to` the one that is most up to date |
@@ -32,10 +36,12 @@
 //! It never waits for the thread that serves clients longer than that holds the gateway's lock, and holds that lock itself
 //! only to copy figures out.
 
+mod alarms;
 mod api;
 mod backup;
 pub(crate) mod bulk;
 mod change;
+pub(crate) mod conns;
 pub(crate) mod disk;
 mod members;
 mod memory;
@@ -125,6 +131,7 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/memory", get(memory::memory))
         .route("/api/v1/disk", get(disk::disk))
         .route("/api/v1/scrub", post(disk::scrub))
+        .route("/api/v1/alarms", get(alarms::list))
         .route("/api/v1/events", get(memory::events))
         .route("/api/v1/tubes", get(api::tubes))
         .route("/api/v1/tubes/purge", post(bulk::purge))
@@ -135,6 +142,8 @@ fn router(view: Arc<View>) -> Router {
         .route("/api/v1/put-once", get(once::get).put(once::set))
         .route("/api/v1/bulk", get(bulk::list))
         .route("/api/v1/bulk/{nonce}", get(bulk::one))
+        .route("/api/v1/conns", get(conns::list).delete(conns::kill))
+        .route("/api/v1/bans", get(conns::bans).delete(conns::clear_bans))
         .route("/api/v1/draining", get(api::draining).put(api::set_draining).delete(api::clear_draining))
         .route("/api/v1/leader", post(members::transfer_leader))
         .route("/api/v1/members", post(members::add))

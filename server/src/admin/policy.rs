@@ -39,6 +39,8 @@ pub struct PolicyRow {
     pub max_put_rate: u32,
     /// Milliseconds.
     pub max_age_ms: u64,
+    /// Milliseconds.
+    pub alarm_ready_age_ms: u64,
     /// Hops.
     pub max_hops: u8,
     /// Puts are refused.
@@ -61,6 +63,7 @@ impl PolicyRow {
             max_bytes: policy.max_bytes,
             max_put_rate: policy.max_put_rate,
             max_age_ms: policy.max_age_ms,
+            alarm_ready_age_ms: policy.alarm_ready_age_ms,
             max_hops: policy.max_hops,
             pause_input: policy.pause_input,
             pause_output: policy.pause_output,
@@ -79,6 +82,7 @@ impl PolicyRow {
             max_bytes: self.max_bytes,
             max_put_rate: self.max_put_rate,
             max_age_ms: self.max_age_ms,
+            alarm_ready_age_ms: self.alarm_ready_age_ms,
             max_hops: self.max_hops,
             pause_input: self.pause_input,
             pause_output: self.pause_output,

@@ -17,7 +17,7 @@ pub struct Event {
     pub number: u64,
     /// When, in milliseconds since the Unix epoch by this node's clock.
     pub at_ms: u64,
-    /// Which kind: `memory`, `loop`.
+    /// Which kind: `memory`, `loop`, `ban`, `alarm`.
     pub kind: &'static str,
     /// What happened, with numbers and what to do.
     pub text: String,

@@ -19,12 +19,18 @@
 //! - `bounds`: what limits this process, and how much of it is used
 //! - `sensor`: readings, one after the other, on a thread of their own
 //! - `events`: what happened, for operators
+//! - `alarms`: what is wrong until it is over, a pure state machine
+//! - `conditions`: what they are raised for
 
+pub mod alarms;
 mod bounds;
+mod conditions;
 mod events;
 mod gate;
 mod sensor;
 
-pub use events::Event;
+pub use alarms::{Alarm, Name as AlarmName, Severity};
+pub use conditions::watch_alarms;
+pub use events::{Event, Events};
 pub use gate::{Stance, State};
 pub use sensor::{Admission, Memory, Parts, watch};

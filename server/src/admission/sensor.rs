@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::bounds::{Bound, System};
+use super::conditions::Alarms;
 use super::events::Events;
 use super::gate::{Gate, Marks, Reading, Stance, State};
 use crate::node::Shared;
@@ -97,7 +98,9 @@ pub struct Admission {
     memory: Mutex<Memory>,
     own: watch::Sender<Stance>,
     /// What happened, for operators.
-    pub events: Events,
+    pub events: Arc<Events>,
+    /// What is wrong and not over.
+    pub alarms: Alarms,
 }
 
 impl Default for Admission {
@@ -105,7 +108,8 @@ impl Default for Admission {
         Admission {
             memory: Mutex::default(),
             own: watch::Sender::new(Stance::default()),
-            events: Events::default(),
+            events: Arc::default(),
+            alarms: Alarms::default(),
         }
     }
 }

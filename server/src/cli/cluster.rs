@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, Member, NO, Output, REFUSED, TIMED_OUT, YES};
+use super::alarms::Raised;
 use super::once::{self, OnceArgs};
 use super::recover::{self, RecoverArgs};
 use super::roll::{self, RollArgs};
@@ -31,7 +32,7 @@ pub struct ClusterArgs {
 enum Verb {
     /// Show all nodes: role, log positions, lag, memory, disk, connections
     Status,
-    /// Say whether the cluster is healthy: exit code 0 if it is, 1 if not, and why
+    /// Say whether the cluster is healthy: exit code 0 if it is, 1 if not, and why; a critical alarm is a reason
     Health {
         /// Look again and again
         #[arg(long)]
@@ -210,7 +211,7 @@ fn note(cluster: &Cluster, node: &Member) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
-fn print_table<const N: usize>(rows: &[[String; N]]) {
+pub fn print_table<const N: usize>(rows: &[[String; N]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     for row in rows {
@@ -275,19 +276,26 @@ fn health(ask: &Ask, watch: bool, exit_when_healthy: bool, timeout: Duration) ->
     let begun = Instant::now();
     let mut shown = None;
     loop {
-        let complaints = match admin::cluster(ask) {
-            Ok((_, cluster)) => complaints(&cluster),
+        let (complaints, alarms) = match admin::cluster(ask) {
+            Ok((_, cluster)) => (complaints(&cluster), Raised::of(&cluster)),
             Err(failure) if !watch => return Err(failure),
-            Err(failure) => vec![failure.message],
+            Err(failure) => (vec![failure.message], Raised::default()),
         };
-        let healthy = complaints.is_empty();
-        let text =
-            if healthy { "healthy".to_owned() } else { format!("unhealthy: {}", complaints.join("; ")) };
+        let healthy = complaints.is_empty() && !alarms.any_critical();
+        let text = match (healthy, complaints.join("; ")) {
+            (true, _) => "healthy".to_owned(),
+            (false, why) if why.is_empty() => "unhealthy".to_owned(),
+            (false, why) => format!("unhealthy: {why}"),
+        };
+        let text = std::iter::once(text).chain(alarms.lines()).collect::<Vec<_>>().join("\n");
         if shown.as_ref() != Some(&text) {
             match ask.output {
                 Output::Table => println!("{text}"),
                 Output::Json => {
-                    println!("{}", serde_json::json!({ "healthy": healthy, "complaints": complaints }))
+                    let rows = serde_json::to_value(&alarms).unwrap_or_default();
+                    let all =
+                        serde_json::json!({ "healthy": healthy, "complaints": complaints, "alarms": rows });
+                    println!("{all}");
                 }
             }
             shown = Some(text);

@@ -1,8 +1,10 @@
 //! The command line: one enum, one arm per verb.
 
 mod admin;
+mod alarms;
 mod backup;
 mod cluster;
+mod conns;
 mod dev;
 mod import;
 mod node;
@@ -41,6 +43,8 @@ enum Verb {
     Node(node::NodeArgs),
     /// Many jobs of a tube at once: purge, move, kick; limits and rules of tubes
     Tube(tube::TubeArgs),
+    /// Who is connected and who does most, in the whole cluster; close connections; bans
+    Conns(conns::ConnsArgs),
     /// Look at the log of a stopped server
     Segment(segment::SegmentArgs),
     /// A consistent copy of a running node in one file, its check, and a new node made from it
@@ -67,6 +71,10 @@ pub fn main() -> ExitCode {
         Verb::Tube(args) => {
             end_with_the_reader();
             tube::run(&args)
+        }
+        Verb::Conns(args) => {
+            end_with_the_reader();
+            conns::run(&args)
         }
         Verb::Segment(args) => segment::run(&args),
         Verb::Backup(args) => backup::run(&args),

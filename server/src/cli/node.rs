@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, NO, Output, REFUSED, TIMED_OUT, YES};
+use super::alarms;
 use super::cluster::{SILENT_MS, is_silent};
 use super::scrub::scrub;
 
@@ -27,6 +28,11 @@ pub struct NodeArgs {
 enum Verb {
     /// Show one node
     Status {
+        /// The node's number
+        id: u64,
+    },
+    /// Show the alarms of one node: exit code 1 if one is critical
+    Health {
         /// The node's number
         id: u64,
     },
@@ -80,6 +86,7 @@ pub fn run(args: &NodeArgs) -> ExitCode {
     let ask = &args.ask;
     admin::finish(match &args.verb {
         Verb::Status { id } => status(ask, *id),
+        Verb::Health { id } => alarms::of_node(ask, *id),
         Verb::Check { id } => check(ask, *id),
         Verb::Drain { id, wait, timeout } => drain(ask, *id, *wait, Duration::from_secs(*timeout)),
         Verb::Resume { id } => resume(ask, *id),

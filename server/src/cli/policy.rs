@@ -67,6 +67,9 @@ struct SetArgs {
     /// Older jobs go to the dead tube, or are dropped: 90s, 15m, 24h, 7d
     #[arg(long, value_name = "D|off")]
     max_age: Option<OrOff<Span>>,
+    /// A job that is ready for longer raises the alarm ready-age: 90s, 15m, 24h, 7d
+    #[arg(long, value_name = "D|off")]
+    alarm_ready_age: Option<OrOff<Span>>,
     /// A put on a connection that holds a job is one hop more than that job; beyond so many it gets OUT_OF_MEMORY
     #[arg(long, value_name = "N|off")]
     max_hops: Option<OrOff<u8>>,
@@ -192,6 +195,7 @@ impl SetArgs {
         put(&mut row.max_bytes, self.max_bytes, 0, |size| size.0);
         put(&mut row.max_put_rate, self.max_put_rate, 0, |n| n);
         put(&mut row.max_age_ms, self.max_age, 0, |span| span.0);
+        put(&mut row.alarm_ready_age_ms, self.alarm_ready_age, 0, |span| span.0);
         put(&mut row.max_hops, self.max_hops, 0, |n| n);
         if let Some(OrOff(backoff)) = self.retry_backoff {
             let Backoff { min_ms, max_ms, jitter } = backoff.unwrap_or_default();
@@ -256,8 +260,10 @@ fn words(row: &PolicyRow) -> String {
     if row.max_bytes > 0 {
         say("max-bytes", Size(row.max_bytes).to_string());
     }
-    if row.max_age_ms > 0 {
-        say("max-age", Span(row.max_age_ms).to_string());
+    for (name, ms) in [("max-age", row.max_age_ms), ("alarm-ready-age", row.alarm_ready_age_ms)] {
+        if ms > 0 {
+            say(name, Span(ms).to_string());
+        }
     }
     if row.backoff_min_ms > 0 {
         let (min, max) = (Span(row.backoff_min_ms), Span(row.backoff_max_ms));

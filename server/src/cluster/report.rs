@@ -8,10 +8,10 @@ use std::time::Duration;
 use beanpole_raft::{Node, Space};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::Instant;
 
-use crate::admission::Stance;
+use crate::admission::{Alarm, Stance};
 use crate::gateway::Roles;
 use crate::node::Shared;
 
@@ -72,6 +72,9 @@ pub struct Report {
     pub stopping: bool,
     /// The node that is leaving service, as far as this one has applied; 0 if none.
     pub leaving: u64,
+    /// What is wrong there and not over, as far as this release knows such things.
+    #[serde(deserialize_with = "known_alarms")]
+    pub alarms: Vec<Alarm>,
     /// When its process started, in milliseconds since the Unix epoch.
     pub started_ms: u64,
     /// The newest mark: its number.
@@ -80,6 +83,12 @@ pub struct Report {
     pub mark_index: u64,
     /// The newest mark: the hash of all history up to its entry, in hexadecimal.
     pub mark_hash: String,
+}
+
+/// A node of a newer release may tell of what this one has no name for.
+fn known_alarms<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Alarm>, D::Error> {
+    let all = Vec::<serde_json::Value>::deserialize(from)?;
+    Ok(all.into_iter().filter_map(|alarm| serde_json::from_value(alarm).ok()).collect())
 }
 
 /// The cluster as one node sees it: what `GET /api/v1/cluster` answers.
@@ -262,6 +271,7 @@ pub fn own(shared: &Shared, node: &Node) -> Report {
         ready,
         stopping,
         leaving,
+        alarms: shared.admission.alarms.active(),
         started_ms: shared.addresses().started_ms,
         mark_nonce: mark.nonce,
         mark_index: mark.index,
@@ -297,6 +307,15 @@ mod tests {
         let older: Report = serde_json::from_str(r#"{"id":3,"version":"0.1.0"}"#).unwrap();
         reports.set(older);
         assert_eq!(reports.level(&[1, 2, 3]), Some(0));
+    }
+
+    #[test]
+    fn alarms_without_a_name_here_are_left_out_and_the_report_stays() {
+        let text = r#"{"id":3,"applied":5,"alarms":[{"name":"flying-pigs","about":"","severity":"warning","since_ms":1,"text":""},
+            {"name":"loop","about":"a -> a","severity":"warning","since_ms":1,"text":"so it is"}]}"#;
+        let report: Report = serde_json::from_str(text).unwrap();
+        let names: Vec<&str> = report.alarms.iter().map(|alarm| alarm.name.as_str()).collect();
+        assert_eq!((report.applied, names), (5, vec!["loop"]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ const CRLF_BYTES: usize = 2;
 impl Gateway {
     /// Takes one request of a session that may take one.
     pub fn request(&mut self, conn: ConnId, request: Request<'_>) {
+        self.note_request(conn, &request);
         match request {
             Request::Command(command) => self.command(conn, command),
             Request::Put { header, body } => self.put(conn, &header, body),

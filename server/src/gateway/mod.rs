@@ -19,6 +19,7 @@
 //! - `farewell`: letting clients go before the node stops
 //! - `pace`: puts that are slowed or refused
 //! - `unread`: replies that clients do not take
+//! - `conns`: what each connection does, for operators
 //! - `loops`: workers that feed themselves
 //! - `lease`: how long to go on without the leader
 //! - `reads`: commands answered from the state
@@ -27,6 +28,7 @@
 
 mod applied;
 mod commands;
+pub mod conns;
 pub mod counters;
 mod farewell;
 pub mod lease;
@@ -43,6 +45,7 @@ mod wants;
 mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use beanpole_raft::{BodyAddr, BodyError, LogMemory, Space};
@@ -52,6 +55,7 @@ use crate::clock::Clocks;
 use crate::leader::ToLeader;
 use crate::queue::{self, BatchBuilder, BulkOrder, Engine, Policy, SessionId};
 pub use applied::is_intact;
+use conns::Traffic;
 use counters::Counters;
 use farewell::Farewell;
 use lease::Lease;
@@ -347,8 +351,10 @@ impl Gateway {
 
     // ---- connections ----
 
-    /// A client connected.
-    pub fn connect(&mut self, outlet: Arc<dyn Outlet>) -> ConnId {
+    /// A client connected, from this address if it has one.
+    pub fn connect(&mut self, outlet: Arc<dyn Outlet>, from: Option<SocketAddr>) -> ConnId {
+        self.clocks.advance();
+        let since_us = self.clocks.monotonic();
         let default = beanpole_protocol::Tube::DEFAULT.as_str();
         let used = self.tubes.add_using(default);
         let watched = vec![self.tubes.add_watching(default)];
@@ -360,6 +366,9 @@ impl Gateway {
             out: BytesMut::new(),
             blocked: Blocked::No,
             outlet,
+            from,
+            since_us,
+            traffic: Traffic::default(),
             wants: 0,
             loose: session::LooseWants::default(),
             unanswered_bytes: 0,
@@ -706,11 +715,13 @@ fn write_out(session: &mut Session) -> bool {
     }
     match session.outlet.try_write(&session.out) {
         Ok(n) if n == session.out.len() => {
+            session.traffic.bytes_out += n as u64;
             session.out.clear();
             give_back(&mut session.out);
             true
         }
         Ok(n) => {
+            session.traffic.bytes_out += n as u64;
             bytes::Buf::advance(&mut session.out, n);
             false
         }
@@ -723,7 +734,10 @@ fn write_all(session: &mut Session) -> std::io::Result<()> {
     while !session.out.is_empty() {
         match session.outlet.try_write(&session.out) {
             Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-            Ok(n) => bytes::Buf::advance(&mut session.out, n),
+            Ok(n) => {
+                session.traffic.bytes_out += n as u64;
+                bytes::Buf::advance(&mut session.out, n);
+            }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),

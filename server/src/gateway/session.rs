@@ -9,11 +9,13 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use beanpole_protocol::{PutHeader, Reply};
 use bytes::{Bytes, BytesMut};
 
+use super::conns::Traffic;
 use super::tubes::TubeRef;
 
 /// A connection's number, never used twice in a process: the slot in the table below, a count above.
@@ -25,6 +27,10 @@ const SLOT_BITS: u32 = 24;
 impl ConnId {
     fn new(slot: usize, count: u64) -> Self {
         ConnId(count << SLOT_BITS | slot as u64)
+    }
+    /// Counts the connections of this process from 1.
+    pub fn number(self) -> u64 {
+        self.0 >> SLOT_BITS
     }
     fn slot(self) -> usize {
         (self.0 & ((1 << SLOT_BITS) - 1)) as usize
@@ -189,6 +195,12 @@ pub struct Session {
     pub blocked: Blocked,
     /// The way back.
     pub outlet: Arc<dyn Outlet>,
+    /// Where the client is; none if it has no address.
+    pub from: Option<SocketAddr>,
+    /// When it connected, in monotonic microseconds.
+    pub since_us: u64,
+    /// What came and went.
+    pub traffic: Traffic,
     /// Wants so far.
     pub wants: u64,
     /// Wants that ended without a job, though the leader may have offered them before it knew.
@@ -379,6 +391,13 @@ impl Sessions {
     /// How many were ever opened.
     pub fn opened(&self) -> u64 {
         self.opened
+    }
+
+    /// The open sessions of the next so many places from this one on, and the place behind them; none at the end.
+    pub fn some_from(&self, place: usize, places: usize) -> (impl Iterator<Item = &Session>, Option<usize>) {
+        let end = self.table.len().min(place.saturating_add(places));
+        let some = &self.table[place.min(end)..end];
+        (some.iter().flatten().map(|s| &**s), (end < self.table.len()).then_some(end))
     }
 
     /// Every open session.

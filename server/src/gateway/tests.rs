@@ -150,7 +150,7 @@ impl Bench {
             takes: AtomicU64::new(u64::MAX),
             woken: AtomicU64::new(0),
         });
-        let conn = self.gateway.connect(client.clone());
+        let conn = self.gateway.connect(client.clone(), None);
         self.clients.push((conn, client, Decoder::new(65535), BytesMut::new()));
     }
 

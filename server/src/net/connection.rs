@@ -6,6 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use beanpole_protocol::Decoder;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 
+use super::door::Pass;
 use super::listener::Listener;
 use super::stream::{Reading, Stream, Writing};
 use crate::gateway::Next;
@@ -39,29 +41,52 @@ const RECEIVED_BYTES_DEFAULT: usize = 64 << 20;
 const GOODBYE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+/// How often that is told while it lasts.
+const TELL_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Accepts connections until the task is dropped.
 pub async fn serve_connections(listener: Listener, shared: Arc<Shared>, max_job_size: u32) {
+    let mut told: Option<std::time::Instant> = None;
     loop {
         match listener.accept().await {
-            // A client that knows other nodes tries one of those.
-            Ok(_) if shared.gateway.lock().turns_away() => {}
-            Ok(stream) => serve_client(stream, &shared, max_job_size),
+            Ok((stream, from)) => admit(stream, from, &shared, max_job_size),
             // The client gave up before it was accepted.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection; is the limit on open files (ulimit -n) too low?");
+                if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                    told = Some(std::time::Instant::now());
+                    tracing::warn!(%error, "cannot accept a connection; is the limit on open files (ulimit -n) too low?");
+                }
+                // The socket stays readable: without a pause this would take a whole processor.
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Serves one client, in a task of its own.
-pub fn serve_client(stream: Stream, shared: &Arc<Shared>, max_job_size: u32) {
+/// Serves a client that was accepted, or closes its connection at once.
+fn admit(stream: Stream, from: Option<SocketAddr>, shared: &Arc<Shared>, max_job_size: u32) {
+    // A client that knows other nodes tries one of those.
+    if shared.gateway.lock().turns_away() {
+        return;
+    }
+    let Some(pass) = shared.door.enter(from.map(|from| from.ip())) else { return };
+    if stream.prepare().is_ok() {
+        serve_client(stream, from, Some(pass), shared, max_job_size);
+    }
+}
+
+/// Serves one client, in a task of its own. `from`: its address, if it has one; `pass`: that it was let in, if that was asked.
+pub fn serve_client(
+    stream: Stream,
+    from: Option<SocketAddr>,
+    pass: Option<Pass>,
+    shared: &Arc<Shared>,
+    max_job_size: u32,
+) {
     let (reading, writing) = stream.split();
     let link = Arc::new(Link { writing, waker: Mutex::new(None) });
-    let conn = shared.gateway.lock().connect(link.clone());
+    let conn = shared.gateway.lock().connect(link.clone(), from);
     let connection = Connection {
         conn,
         reading,
@@ -70,9 +95,11 @@ pub fn serve_client(stream: Stream, shared: &Arc<Shared>, max_job_size: u32) {
         buf: BytesMut::new(),
         ended: false,
         counted: 0,
+        heard: 0,
         shared: shared.clone(),
         body_due: None,
         parting: None,
+        _pass: pass,
     };
     tokio::spawn(connection.run());
 }
@@ -166,11 +193,15 @@ struct Connection {
     ended: bool,
     /// Bytes of `buf` that the pool has counted.
     counted: usize,
+    /// Bytes read that the gateway does not know of yet.
+    heard: usize,
     shared: Arc<Shared>,
     /// Runs while a body is coming in: when it is late.
     body_due: Option<Pin<Box<tokio::time::Sleep>>>,
     /// Runs while the connection is being ended.
     parting: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// It counts as long as it is open.
+    _pass: Option<Pass>,
 }
 
 impl Connection {
@@ -200,7 +231,11 @@ impl Connection {
             match self.poll_read(cx) {
                 Poll::Pending if self.is_body_late(cx) => self.give_up_body(),
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(read) => self.ended = read? == 0,
+                Poll::Ready(read) => {
+                    let read = read?;
+                    self.heard += read;
+                    self.ended = read == 0;
+                }
             }
         }
     }
@@ -235,6 +270,8 @@ impl Connection {
             }
             gateway.end_input(conn);
         }
+        let held = if self.buf.is_empty() { 0 } else { self.buf.capacity() };
+        gateway.note_input(self.conn, std::mem::take(&mut self.heard), held);
         gateway.flush_session(self.conn);
         self.shared.wake_for(&gateway);
         drop(gateway);

@@ -118,17 +118,11 @@ impl Bound {
 }
 
 impl Listener {
-    /// The next connection.
-    pub async fn accept(&self) -> io::Result<Stream> {
+    /// The next connection, and the address of who opened it; a unix socket has none.
+    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
-            Listener::Tcp(l) => {
-                let (stream, _) = l.accept().await?;
-                // Replies are small and awaited; and a peer that is gone must be noticed some day.
-                stream.set_nodelay(true)?;
-                socket2::SockRef::from(&stream).set_keepalive(true)?;
-                Ok(Stream::Tcp(stream))
-            }
-            Listener::Unix(l, _) => l.accept().await.map(|(s, _)| Stream::Unix(s)),
+            Listener::Tcp(l) => l.accept().await.map(|(s, from)| (Stream::Tcp(s), Some(from))),
+            Listener::Unix(l, _) => l.accept().await.map(|(s, _)| (Stream::Unix(s), None)),
         }
     }
 }

@@ -43,6 +43,20 @@ pub enum Writing {
 }
 
 impl Stream {
+    /// Replies are small and awaited, and a peer that is gone must be noticed some day.
+    ///
+    /// # Errors
+    /// When the client is gone already, as far as the system tells by that.
+    pub fn prepare(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => {
+                stream.set_nodelay(true)?;
+                socket2::SockRef::from(stream).set_keepalive(true)
+            }
+            Stream::Unix(_) | Stream::Memory(_) => Ok(()),
+        }
+    }
+
     /// Both halves.
     pub fn split(self) -> (Reading, Writing) {
         match self {

@@ -36,7 +36,8 @@
 //!   20 Level         level u32
 //!   21 Bulk          nonce u64, verb u8, states u8, older u64, limit u64, tube, to
 //!   22 Policy        on u8, pattern; if on: max deliveries u32, backoff u64, u64, u8, max reserved u64,
-//!                    max jobs u64, max bytes u64, max put rate u32, max age u64, max hops u8, pauses u8, dead tube
+//!                    max jobs u64, max bytes u64, max put rate u32, max age u64, alarm ready age u64,
+//!                    max hops u8, pauses u8, dead tube
 //!   23 PutOnce       as Put, then key (as a tube)
 //!   24 OnceWindow    microseconds u64, keys u64
 //! ```
@@ -504,6 +505,7 @@ pub(super) fn put_policy(out: &mut impl BufMut, policy: &Policy) {
     out.put_u64_le(policy.max_bytes);
     out.put_u32_le(policy.max_put_rate);
     out.put_u64_le(policy.max_age_ms);
+    out.put_u64_le(policy.alarm_ready_age_ms);
     out.put_u8(policy.max_hops);
     out.put_u8(u8::from(policy.pause_input) | u8::from(policy.pause_output) << 1);
     put_tube(out, policy.dead_tube.as_deref().unwrap_or_default().as_bytes());

@@ -277,6 +277,7 @@ impl<'a> Reader<'a> {
             max_bytes: self.u64()?,
             max_put_rate: self.u32()?,
             max_age_ms: self.u64()?,
+            alarm_ready_age_ms: self.u64()?,
             max_hops: self.u8()?,
             ..Policy::default()
         };

@@ -63,7 +63,7 @@ pub use image::IMAGE_VERSION;
 pub use level::LEVEL;
 pub use once::{ONCE_KEYS, ONCE_KEYS_MAX, ONCE_WINDOW_US};
 pub use outline::{Item, outline};
-pub use policy::{Derived, POLICIES_MAX, Policy, Reason, Tally};
+pub use policy::{Derived, LateTube, POLICIES_MAX, Policy, Reason, Tally};
 pub use snapshot::SnapshotCursor;
 pub use types::{
     Due, Effects, Gateway, GatewayUp, Handout, JobState, JobView, Mark, Outcome, Refused, RefusedWhy,

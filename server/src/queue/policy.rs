@@ -20,7 +20,7 @@ use super::decode::Put;
 use super::engine::{Engine, Run};
 use super::moves::micros;
 use super::runs::Runs;
-use super::tubes::{TimeKey, Tube};
+use super::tubes::{ReadyKey, TimeKey, Tube};
 use super::types::SessionId;
 
 /// Policies in force, at most; one more is ignored.
@@ -31,6 +31,10 @@ const SWEEP_PART: u64 = 16;
 const SWEEP_EVERY_US: u64 = 1_000_000;
 /// Of a session that holds more jobs than this, those are looked at for their hops that end first.
 const HELD_LOOKS_MAX: usize = 64;
+/// Tubes told of that have jobs that are ready for too long.
+const LATE_MAX: usize = 64;
+/// Priorities of a tube that are looked at for the job that is ready for the longest time.
+const PRIORITIES_LOOKED_AT: usize = 64;
 /// Puts of a second may come at once.
 const BURST_NS: u64 = 1_000_000_000;
 
@@ -57,6 +61,8 @@ pub struct Policy {
     pub max_put_rate: u32,
     /// Milliseconds since its `put`.
     pub max_age_ms: u64,
+    /// Milliseconds that a job may be ready before an alarm says so. Nothing else follows from it.
+    pub alarm_ready_age_ms: u64,
     /// A put on a connection that holds a job is a hop more than that job; beyond so many it is refused.
     pub max_hops: u8,
     /// Puts are refused.
@@ -171,6 +177,11 @@ impl Policies {
         exact.chain(self.prefixes.iter().map(|(prefix, policy)| (format!("{prefix}*"), &**policy)))
     }
 
+    /// Whether any of them wants to be told of jobs that are ready for too long.
+    fn any_alarm(&self) -> bool {
+        self.iter().any(|(_, policy)| policy.alarm_ready_age_ms > 0)
+    }
+
     pub fn len(&self) -> usize {
         self.exact.len() + self.prefixes.len()
     }
@@ -267,7 +278,64 @@ impl Tube {
     }
 }
 
+/// A tube with a job that is ready for longer than its policy's `alarm-ready-age`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LateTube {
+    /// Its name.
+    pub tube: String,
+    /// For how long the job has been ready, in microseconds.
+    pub age_us: u64,
+    /// What the policy says, in milliseconds.
+    pub limit_ms: u64,
+    /// Jobs that are ready.
+    pub ready: u64,
+}
+
 impl Engine {
+    /// The tubes with jobs that are ready for too long at this stamp, in the order of their creation, at most [`LATE_MAX`].
+    #[must_use]
+    pub fn late_tubes(&self, now: u64) -> Vec<LateTube> {
+        if !self.policies.any_alarm() {
+            return Vec::new();
+        }
+        let late = self.tubes.born_since(0).filter_map(|(_, tube)| {
+            let limit_ms = tube.policy.as_ref().map_or(0, |policy| policy.alarm_ready_age_ms);
+            if limit_ms == 0 {
+                return None;
+            }
+            let age_us = now.saturating_sub(self.oldest_ready(tube)?);
+            let is_late = age_us > limit_ms.saturating_mul(1000);
+            is_late.then(|| LateTube {
+                tube: tube.name.to_string(),
+                age_us,
+                limit_ms,
+                ready: tube.ready.len() as u64,
+            })
+        });
+        late.take(LATE_MAX).collect()
+    }
+
+    /// Since which stamp the job has been ready that is so for the longest time: its put, and its delay after that. Of each
+    /// priority the job with the lowest id is looked at; of a tube with very many priorities the first ones and the last.
+    fn oldest_ready(&self, tube: &Tube) -> Option<u64> {
+        let last = tube.ready.last()?.pri;
+        let mut next = Some(0);
+        let mut oldest = None;
+        for _ in 0..PRIORITIES_LOOKED_AT {
+            let Some(from) = next else { break };
+            let Some(key) = tube.ready.from(ReadyKey::new(from, 0)).next() else { break };
+            oldest = oldest.into_iter().chain(self.ready_since(key.id())).min();
+            next = key.pri.checked_add(1);
+        }
+        let key = tube.ready.from(ReadyKey::new(last, 0)).next()?;
+        oldest.into_iter().chain(self.ready_since(key.id())).min()
+    }
+
+    fn ready_since(&self, id: u64) -> Option<u64> {
+        let record = self.jobs.record(self.jobs.find(id)?);
+        Some(record.created_us.saturating_add(micros(record.terms.delay_s)))
+    }
+
     /// All policies, by pattern.
     pub fn policies(&self) -> impl Iterator<Item = (String, &Policy)> {
         self.policies.iter()

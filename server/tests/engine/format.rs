@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use beanpole::queue::{
-    BatchBuilder, BulkOrder, BulkVerb, Effects, Engine, Gateway, JobState, Outcome, States,
+    BatchBuilder, BulkOrder, BulkVerb, Effects, Engine, Gateway, JobState, Outcome, Policy, States,
 };
 use beanpole_raft::{BodyAddr, Payload};
 use proptest::prelude::*;
@@ -88,6 +88,26 @@ fn version_1_stays_as_it_is() {
     assert_eq!(hex, expected.concat());
 }
 
+/// A policy with a number of its own for each limit.
+fn every_limit() -> Policy {
+    Policy {
+        max_deliveries: 21,
+        dead_tube: Some("d".into()),
+        backoff_min_ms: 22,
+        backoff_max_ms: 23,
+        backoff_jitter: 24,
+        max_reserved: 25,
+        max_jobs: 26,
+        max_bytes: 27,
+        max_put_rate: 28,
+        max_age_ms: 29,
+        alarm_ready_age_ms: 30,
+        max_hops: 31,
+        pause_input: false,
+        pause_output: true,
+    }
+}
+
 /// The same for what nodes propose by themselves or for operators, and for puts with a key.
 #[test]
 fn later_commands_stay_as_they_are() {
@@ -98,11 +118,12 @@ fn later_commands_stay_as_they_are() {
     let (verb, states) = (BulkVerb::Move, States::only(JobState::Buried));
     batch.bulk(&BulkOrder { nonce: 5, verb, states, older_us: 6, limit: 7, tube: "a", to: "b" });
     batch.set_policy("p", None);
+    batch.set_policy("q*", Some(&every_limit()));
     batch.put_once(10, b"key", b"tube", [11, 12, 13], b"hi\r\n".to_vec().into());
     batch.set_once_window(14, 15);
     let hex: String = batch.finish().to_bytes()[50..].iter().map(|byte| format!("{byte:02x}")).collect();
     let expected = [
-        "06000000",                           // commands
+        "07000000",                           // commands
         "1301000000000000000200000000000000", // body lost, job, entry
         "03000000",                           // offset
         "1401000000",                         // level
@@ -110,6 +131,14 @@ fn later_commands_stay_as_they_are() {
         "06000000000000000700000000000000",   // older, limit
         "01610162",                           // tube, to
         "16000170",                           // policy, off, pattern
+        "160102712a",                         // policy, on, pattern
+        "15000000",                           // max deliveries
+        "1600000000000000170000000000000018", // backoff
+        "1900000000000000",                   // max reserved
+        "1a000000000000001b00000000000000",   // max jobs, max bytes
+        "1c000000",                           // max put rate
+        "1d000000000000001e00000000000000",   // max age, alarm ready age
+        "1f020164",                           // max hops, pauses, dead tube
         "170a00000000000000",                 // put with a key, conn
         "0b0000000c0000000d0000000200000004", // pri, delay, ttr, bytes, name length
         "74756265036b6579",                   // tube, key

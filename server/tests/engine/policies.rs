@@ -27,6 +27,7 @@ fn policy(small: u32, number: u64) -> Policy {
         max_bytes: number % 4 * 50,
         max_put_rate: small % 4,
         max_age_ms: number % 3 * 2500,
+        alarm_ready_age_ms: number % 3,
         max_hops: (number % 4) as u8,
         pause_input: number.is_multiple_of(11),
         pause_output: number.is_multiple_of(7),

@@ -448,6 +448,7 @@ fn policy(words: &[&str]) -> Policy {
             "max-bytes" => policy.max_bytes = number(value),
             "max-put-rate" => policy.max_put_rate = number(value) as u32,
             "max-age" => policy.max_age_ms = number(value),
+            "alarm-ready-age" => policy.alarm_ready_age_ms = number(value),
             "max-hops" => policy.max_hops = number(value) as u8,
             "pause-input" => policy.pause_input = true,
             "pause-output" => policy.pause_output = true,
