@@ -180,7 +180,7 @@ impl Target {
 
     fn lost(&self, error: &Error) -> Failure {
         let code = match error {
-            Error::NotSent { .. } | Error::OutcomeUnknown { .. } => UNREACHABLE,
+            Error::NotSent { .. } | Error::OutcomeUnknown { .. } | Error::NoReply { .. } => UNREACHABLE,
             Error::BadTubeName(_)
             | Error::BadPutKey(_)
             | Error::BodyTooLong(_)
