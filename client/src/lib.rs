@@ -2,8 +2,9 @@
 //!
 //! | type | what it is |
 //! |---|---|
-//! | [`Connection`] | one connection: every command a method, pipelining, errors that say whether a command can have had an effect |
-//! | [`Producer`] | puts jobs over a list of addresses: reconnects, fails over, retries, within a deadline; keeps them on disk while no server takes any, if it has a [spool](SpoolSettings) |
+//! | [`Connection`] | one connection: every command a method, pipelining, errors that say whether a command had an effect |
+//! | [`Producer`] | puts jobs over a list of addresses: reconnects, fails over, retries, within a deadline |
+//! | its [spool](SpoolSettings) | keeps puts on disk while no server takes any |
 //! | [`Worker`] | hands jobs to a function, many at once: touches, retries, buries, follows the nodes that serve, ends in order |
 //!
 //! ```no_run

@@ -1,8 +1,8 @@
 //! Black-box tests of the whole server: real processes, real sockets, real disks.
 //!
-//! Nothing here uses Beanpole's own protocol or client crates. The text client in [`connection`] is an
-//! independent witness: a fault shared by our encoder and our decoder would be invisible to a test that
-//! used both. The same suites run against Debian's `beanstalkd`, which is the oracle.
+//! No test here uses Beanpole's own protocol or client crates; the programs of users in `bin/`, which are under test, do.
+//! The text client in [`connection`] is an independent witness: a fault shared by our encoder and our decoder would be
+//! invisible to a test that used both. The same suites run against Debian's `beanstalkd`, which is the oracle.
 //!
 //! ```text
 //!   tests/wire*.rs, scripts/wire/   golden scripts    --> script
@@ -21,6 +21,8 @@
 //!   tests/alarms.rs                 what is wrong     --> cluster, server, operator
 //!   bin/chaos.rs                    random faults     --> chaos
 //!   tests/sim.rs                    simulated time    --> sim
+//!   tests/programs.rs               users' programs   --> program, cluster
+//!   tests/words.rs                  the client's verbs --> operator, server
 //! ```
 //!
 //! `README.md` of this crate says how each suite is run and what it needs.
@@ -40,6 +42,7 @@ pub mod incidents;
 pub mod namespaces;
 pub mod operator;
 pub mod procfs;
+pub mod program;
 pub mod script;
 pub mod server;
 pub mod sim;

@@ -214,6 +214,8 @@ impl Keeper {
         if stored == Stored::Kept {
             self.counters.spooled.fetch_add(kept.len() as u64, Relaxed);
         }
+        // Who is answered may look at once.
+        self.store.publish();
         kept.into_iter().for_each(|answer| answer(stored.clone()));
     }
 }

@@ -37,7 +37,7 @@ impl Limits {
         Limits { tubes: tubes.iter().map(one).collect(), freed: Arc::default() }
     }
 
-    /// The tubes that a slot may wait for now, and the places that it takes by that. None when there is no such tube.
+    /// The tubes that a slot may wait for at this time, and the places that it takes by that. None when there is no such tube.
     fn take(&self) -> Option<(Vec<String>, Vec<Place>)> {
         let (mut watched, mut places) = (Vec::new(), Vec::new());
         for (tube, limit) in &self.tubes {

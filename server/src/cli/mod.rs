@@ -3,25 +3,30 @@
 mod admin;
 mod alarms;
 mod backup;
+mod client;
 mod cluster;
 mod conns;
 mod dev;
 mod import;
+mod jobs;
 mod node;
 mod once;
 mod policy;
 mod progress;
+mod put;
 mod recover;
 mod roll;
 mod scrub;
 mod segment;
 mod tube;
+mod work;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::ServeArgs;
+use jobs::Words;
 
 /// A durable job queue that speaks the beanstalkd protocol.
 #[derive(Parser, Debug)]
@@ -41,7 +46,23 @@ enum Verb {
     Cluster(cluster::ClusterArgs),
     /// One node of a cluster: is it safe to stop, drain, resume, wait
     Node(node::NodeArgs),
-    /// Many jobs of a tube at once: purge, move, kick; limits and rules of tubes
+    /// Put jobs: one for each line of standard input, or a file
+    Put(put::PutArgs),
+    /// Take a job and print it
+    Reserve(jobs::ReserveArgs),
+    /// Delete jobs by their numbers
+    Delete(jobs::DeleteArgs),
+    /// Make buried or delayed jobs ready
+    Kick(jobs::KickArgs),
+    /// Put a job aside until it is kicked
+    Bury(jobs::BuryArgs),
+    /// Print a job and leave it where it is
+    Peek(jobs::PeekArgs),
+    /// Counters of the server, a tube or a job
+    Stats(jobs::StatsArgs),
+    /// Run a command for each job: its exit code says whether the job is deleted, tried again or buried
+    Work(work::WorkArgs),
+    /// Tubes: list, show, pause; many jobs at once: purge, move, kick; limits and rules
     Tube(tube::TubeArgs),
     /// Who is connected and who does most, in the whole cluster; close connections; bans
     Conns(conns::ConnsArgs),
@@ -76,6 +97,17 @@ pub fn main() -> ExitCode {
             end_with_the_reader();
             conns::run(&args)
         }
+        Verb::Put(args) => put::run(&args),
+        Verb::Reserve(args) => jobs::run(&Words::Reserve(&args)),
+        Verb::Delete(args) => jobs::run(&Words::Delete(&args)),
+        Verb::Kick(args) => jobs::run(&Words::Kick(&args)),
+        Verb::Bury(args) => jobs::run(&Words::Bury(&args)),
+        Verb::Peek(args) => jobs::run(&Words::Peek(&args)),
+        Verb::Stats(args) => {
+            end_with_the_reader();
+            jobs::run(&Words::Stats(&args))
+        }
+        Verb::Work(args) => work::run(&args),
         Verb::Segment(args) => segment::run(&args),
         Verb::Backup(args) => backup::run(&args),
         Verb::Import(args) => import::run(&args),

@@ -1,4 +1,5 @@
-//! `beanpole tube`: many jobs of a tube at once. Limits and rules of tubes are in [`super::policy`].
+//! `beanpole tube`: which tubes there are, a pause, many jobs of a tube at once.
+//! Limits and rules of tubes are in [`super::policy`].
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Failure, Output, REFUSED, TIMED_OUT, UNREACHABLE, YES};
+use super::client::{self, Addr, or_missing, seconds};
 use super::policy::{self, PolicyArgs};
 use super::progress::Progress;
 use crate::admin::bulk::{Bulk, Counted};
@@ -89,6 +91,18 @@ enum Verb {
         #[arg(value_name = "N")]
         bound: Option<u64>,
     },
+    /// List all tubes and how many jobs they have
+    List,
+    /// Hand out nothing of a tube for a while; jobs can be put, and those that workers hold go on
+    Pause {
+        /// The tube
+        name: String,
+        /// For how long: 90s, 15m; 0s ends a pause
+        #[arg(value_name = "D")]
+        span: Span,
+        #[command(flatten)]
+        addr: Addr,
+    },
     /// Show a tube: its jobs, its policy, and what that did
     Show {
         /// The tube
@@ -101,6 +115,54 @@ enum Verb {
 /// Runs the verb.
 pub fn run(args: &TubeArgs) -> ExitCode {
     admin::finish(verb(&args.ask, &args.verb))
+}
+
+async fn pause(addr: &Addr, name: &str, span: Span) -> Result<u8, Failure> {
+    let mut connection = addr.connect().await?;
+    let paused = connection.pause_tube(name, seconds(span)).await;
+    paused.map_err(|error| or_missing(&error, format!("there is no tube {name}")))?;
+    println!(
+        "{name} is {}",
+        if span.0 == 0 { "not paused".to_owned() } else { format!("paused for {span}") }
+    );
+    Ok(YES)
+}
+
+/// A page of `/api/v1/tubes`.
+#[derive(serde::Deserialize)]
+struct Page {
+    tubes: Vec<serde_json::Value>,
+    next: Option<String>,
+}
+
+fn list(ask: &Ask) -> Result<u8, Failure> {
+    if ask.output == Output::Table {
+        println!("{:<32} {:>9} {:>9} {:>9} {:>9}", "TUBE", "READY", "RESERVED", "DELAYED", "BURIED");
+    }
+    let mut query = String::new();
+    loop {
+        let page: Page = on_any(ask, |address| admin::get(address, &format!("/api/v1/tubes{query}")))?;
+        for tube in &page.tubes {
+            let text = |key: &str| tube[key].as_str().unwrap_or("?").to_owned();
+            let number = |key: &str| tube[key].as_u64().unwrap_or(0);
+            let counts = ["ready", "reserved", "delayed", "buried"].map(number);
+            match ask.output {
+                Output::Json => println!("{tube}"),
+                Output::Table => {
+                    let [ready, reserved, delayed, buried] = counts;
+                    let paused = if tube["paused"] == true { "  paused" } else { "" };
+                    println!(
+                        "{:<32} {ready:>9} {reserved:>9} {delayed:>9} {buried:>9}{paused}",
+                        text("name")
+                    );
+                }
+            }
+        }
+        match page.next {
+            Some(last) => query = format!("?after={}", escaped(&last)),
+            None => return Ok(YES),
+        }
+    }
 }
 
 fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
@@ -117,6 +179,8 @@ fn verb(ask: &Ask, verb: &Verb) -> Result<u8, Failure> {
             let limit = bound.map_or(String::new(), |bound| format!("&limit={bound}"));
             work(ask, "kick", &format!("/api/v1/tubes/kick?tube={}{limit}", escaped(name)))
         }
+        Verb::List => list(ask),
+        Verb::Pause { name, span, addr } => client::block_on(pause(addr, name, *span)),
         Verb::Show { name } => policy::show(ask, name),
         Verb::Policy(args) => policy::run(ask, args),
     }
