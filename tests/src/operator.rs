@@ -11,7 +11,8 @@ pub fn tube(binary: &str, admin: &str, words: &str) -> (i32, String) {
 
 /// The same of any verb.
 pub fn run(binary: &str, admin: &str, words: &str) -> (i32, String) {
-    let words = words.split_whitespace().chain(["--admin", admin]);
+    let mut words = words.split_whitespace();
+    let words = words.next().into_iter().chain(["--admin", admin]).chain(words);
     let program = Setup::beanpole(binary);
     let output = Command::new(program.binary()).args(words).stdin(Stdio::null()).output().unwrap();
     let text = [&output.stdout[..], &output.stderr].concat();

@@ -19,6 +19,9 @@ use crate::connection::Connection;
 use crate::wait::PATIENCE;
 use crate::{admin, cgroup, extra, procfs, wait};
 
+/// How long a server that did not serve may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
 /// The product behind a [`Server`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -360,7 +363,10 @@ impl Server {
         });
         match answered {
             Ok(reply) if reply.word() == "OK" => Ok(()),
-            Ok(_) | Err(_) => match self.child.try_wait().expect("our own child can be waited for") {
+            // One that refuses lets go of its clients a moment before it ends.
+            Ok(_) | Err(_) => match wait::until_within(ENDS_WITHIN, || {
+                self.child.try_wait().expect("our own child can be waited for")
+            }) {
                 Some(status) => Err(StartError::Exited { status, stderr: self.stderr() }),
                 None => Err(StartError::Silent { stderr: self.stderr() }),
             },
