@@ -214,6 +214,8 @@ impl Keeper {
         if stored == Stored::Kept {
             self.counters.spooled.fetch_add(kept.len() as u64, Relaxed);
         }
+        // Whoever hears that a put is kept finds it counted.
+        self.store.publish();
         kept.into_iter().for_each(|answer| answer(stored.clone()));
     }
 }
