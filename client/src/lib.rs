@@ -7,6 +7,8 @@
 //! | its [spool](SpoolSettings) | keeps puts on disk while no server takes any |
 //! | [`Worker`] | hands jobs to a function, many at once: touches, retries, buries, follows the nodes that serve, ends in order |
 //!
+//! The module `blocking` (feature of the same name) has the same for programs without an async runtime.
+//!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use beanpole_client::{Connection, PutOptions, Reserve};
@@ -22,6 +24,8 @@
 //! ```
 
 mod backoff;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod commands;
 mod connection;
 mod error;

@@ -128,6 +128,9 @@ pub enum SettingsError {
     /// The spool's directory cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// The system gives no thread.
+    #[error("no thread can be started: {0}")]
+    NoThread(std::io::Error),
 }
 
 /// What came of a put.

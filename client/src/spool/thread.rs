@@ -214,7 +214,7 @@ impl Keeper {
         if stored == Stored::Kept {
             self.counters.spooled.fetch_add(kept.len() as u64, Relaxed);
         }
-        // Who is answered may look at once.
+        // Whoever hears that a put is kept finds it counted.
         self.store.publish();
         kept.into_iter().for_each(|answer| answer(stored.clone()));
     }

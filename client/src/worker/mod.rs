@@ -59,8 +59,8 @@ pub struct WorkerSettings {
     pub limits: Vec<(String, usize)>,
     /// What happens to jobs that fail.
     pub retries: Retries,
-    /// How long one `reserve` waits, in whole seconds, before it is sent again. 5 s. A server that does not answer within
-    /// this and [`reply_timeout`](WorkerSettings::reply_timeout) is given up.
+    /// How long one `reserve` waits, in whole seconds and at least one, before it is sent again. 5 s. A server that does not
+    /// answer within this and [`reply_timeout`](WorkerSettings::reply_timeout) is given up.
     pub wait: Duration,
     /// How long it may take to connect to a node and hear from it. 2 s.
     pub connect_timeout: Duration,

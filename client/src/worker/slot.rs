@@ -101,7 +101,8 @@ where
 
     async fn wait_for_job(&self, seat: &mut Seat, tubes: &[String]) -> Result<Option<(Job, JobInfo)>, Error> {
         seat.watch(tubes).await?;
-        let wait_s = u32::try_from(self.shared.settings.wait.as_secs()).unwrap_or(u32::MAX);
+        // Not to wait at all would be to ask without end.
+        let wait_s = u32::try_from(self.shared.settings.wait.as_secs()).unwrap_or(u32::MAX).max(1);
         let reserve = seat.connection.reserve_with_timeout(wait_s).await?;
         self.shared.roster(|roster| roster.worked(seat.node));
         match reserve {
