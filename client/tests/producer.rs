@@ -11,6 +11,9 @@ use tokio::time::Instant;
 
 const PUT: PutOptions = PutOptions { pri: 1, delay_s: 0, ttr_s: 60 };
 
+/// Less than the deadline that [`quick`] sets, and more than a busy machine takes.
+const SOON: Duration = Duration::from_secs(8);
+
 /// Settings that lose no time.
 fn quick(fake: &Fake) -> ProducerSettings {
     let backoff = Backoff { first: Duration::from_millis(4), max: Duration::from_millis(50) };
@@ -102,7 +105,7 @@ fn the_deadline_holds_whatever_happens() {
             panic!("nobody is there")
         };
         assert!(why.contains("cannot connect to"), "{why}");
-        assert!(begun.elapsed() >= deadline && begun.elapsed() < deadline * 10, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= deadline && begun.elapsed() < SOON, "{:?}", begun.elapsed());
         // And while puts are refused.
         fake.restart(0).await;
         fake.faults(0, |faults| faults.refuse = Some(("OUT_OF_MEMORY", usize::MAX)));
@@ -253,7 +256,7 @@ fn no_more_is_held_than_was_set() {
         for put in puts.collect::<Vec<_>>() {
             assert!(matches!(put.await.unwrap(), Outcome::Rejected(Rejection::NotTaken(_))));
         }
-        assert!(begun.elapsed() < deadline * 10);
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
         assert_eq!(producer.counts().rejected, 6);
     });
 }

@@ -31,6 +31,11 @@ pub enum Fsync {
 }
 
 /// Where and how a [`Producer`](crate::Producer) keeps puts while no node takes them.
+///
+/// What is spooled is put at least once. Each has a key, so that a replay that was cut off (by a lost connection, or the
+/// end of the program) and is repeated makes no second job, where the server knows `put-once` and for as long as it remembers
+/// the key: a Beanpole ten minutes, if nothing else was set. Spooled puts keep their order among themselves; puts that
+/// come when nodes serve again do not wait for them.
 #[derive(Clone, Debug)]
 pub struct SpoolSettings {
     /// Its directory, used by one producer at a time; made if there is none.
