@@ -5,7 +5,7 @@
 //! - [`hand`] does the harm, [`faults`] knows which client's trouble it explains; [`dev`] is the local cluster to harm, and
 //!   [`cables`] are what can be cut between its nodes.
 //! - [`account`] and [`pauses`] are the judgement, [`report`] tells it.
-//! - [`admin`] and [`dev_cluster`] are what is asked of nodes and of a local cluster; the program that runs one uses
+//! - [`crate::admin`] and [`dev_cluster`] are what is asked of nodes and of a local cluster; the program that runs one uses
 //!   them, too.
 
 pub mod account;
