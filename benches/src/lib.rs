@@ -6,6 +6,7 @@
 //!   per operation: the generator shares the machine with the server it measures.
 //! - [`body`] and [`ledger`] are the proof: every body says what it is, every job's fate is written down.
 //! - [`meter`], [`environment`] and [`report`] are what is told at the end.
+//! - [`disk`] asks the nodes, over [`admin`], what they wrote to their disks meanwhile.
 //! - [`failover`] is another kind of run: steady load on a cluster while its nodes die.
 
 pub mod admin;
