@@ -454,6 +454,11 @@ impl Cluster {
         line
     }
 
+    /// Whether the line to a peer is up. A process that dies closes it at once.
+    pub(crate) fn is_connected(&self, peer: u64) -> bool {
+        self.lines.lock().get(&peer).is_some_and(|line| line.is_up())
+    }
+
     /// Keeps lines to exactly these nodes.
     pub(crate) fn keep_lines(self: &Arc<Self>, members: &BTreeMap<u64, String>) {
         let mut gone = Vec::new();

@@ -310,7 +310,10 @@ pub enum MembershipError {
         leader: Option<u64>,
     },
     /// This node is a lone voter, which has no network to reach others by.
-    #[error("this node has no peers")]
+    #[error(
+        "this node is alone and has no network to others: start it again with --node-id and --peer-listen HOST:PORT to make it \
+         one of several"
+    )]
     NoPeers,
     /// Another change is under way. Try again.
     #[error("another change of members is under way; try again")]
@@ -322,7 +325,10 @@ pub enum MembershipError {
         node: u64,
     },
     /// The node is a member with another address, or no address was given.
-    #[error("node {node} is a member with another address, or the address is missing")]
+    #[error(
+        "node {node} is a member with another address (see `beanpole cluster members`), or the address is missing; \
+         `beanpole cluster remove {node}` takes it out, and a number is not used twice"
+    )]
     OtherAddress {
         /// The node.
         node: u64,

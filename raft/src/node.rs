@@ -381,6 +381,7 @@ impl Node {
         if let Some(cluster) = &inner.cluster {
             for member in &mut members {
                 member.receives = cluster.transfer(member.id);
+                member.connected = member.id == cluster.node || cluster.is_connected(member.id);
             }
         }
         let metrics = inner.raft.metrics();

@@ -96,6 +96,11 @@ impl Line {
         self.retired.send_replace(true);
     }
 
+    /// Whether there is a connection now.
+    pub(crate) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
     /// A number that no other request or stream of this line has.
     pub(crate) fn new_id(&self) -> u64 {
         let mut state = self.state.lock();

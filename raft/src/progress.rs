@@ -23,6 +23,8 @@ pub struct MemberStatus {
     pub heard: Option<Duration>,
     /// A snapshot that this node, the leader, is sending it: bytes sent, and of how many.
     pub receives: Option<(u64, u64)>,
+    /// This node has a connection to it now; of itself always true.
+    pub connected: bool,
 }
 
 /// All members, and the last index of the log.
@@ -47,6 +49,7 @@ impl Progress {
                 matched: matched.map(|id| id.index()),
                 heard: heard.map(|at| at.elapsed()),
                 receives: None,
+                connected: true,
             }
         });
         Self { members: members.collect(), last: now.last_log_index.unwrap_or(0) }

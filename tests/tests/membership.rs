@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use beanpole_tests::cluster::Cluster;
 use beanpole_tests::cluster::load::Load;
@@ -11,6 +12,9 @@ const BIN: &str = env!("CARGO_BIN_EXE_beanpole-under-test");
 
 /// Puts and receipts of a load before, between and after changes.
 const SOME: u64 = 60;
+
+/// How long after its death a node may still be believed to be there.
+const AT_ONCE: Duration = Duration::from_secs(1);
 
 fn add(cluster: &mut Cluster) -> u64 {
     let id = cluster.new_node();
@@ -84,6 +88,47 @@ fn replace(cluster: &mut Cluster, refused: u64, load: Load) {
     let mut account = load.finish();
     account.expect_no_errors_at(&cluster.others(refused));
     account.expect_nothing_lost(cluster, new);
+}
+
+/// What a node that died told last is past: within a second nobody may be stopped, and it has not caught up.
+#[test]
+fn a_dead_node_is_known_to_be_gone_at_once() {
+    let mut cluster = Cluster::start(BIN, 3);
+    let dead = cluster.others(cluster.leader())[0];
+    let other = cluster.others(dead)[0];
+    let check = format!("node check {other}");
+    wait::until(|| (cluster.operator(&check).code == Some(0)).then_some(())).expect("all are there");
+    cluster.kill(dead);
+    let refused = wait::until_within(AT_ONCE, || {
+        let told = cluster.operator(&check);
+        (told.code == Some(4)).then_some(told.text)
+    });
+    let text = refused.expect("a node that the quorum needs must not be stopped");
+    assert!(text.contains(&format!("node {dead} does not answer")), "{text}");
+    assert_eq!(cluster.operator(&format!("node drain {other}")).code, Some(4));
+    assert_ne!(cluster.operator(&format!("node wait {dead} --caught-up --timeout 0")).code, Some(0));
+    assert_ne!(cluster.operator("cluster health").code, Some(0));
+    cluster.start_node(dead);
+    cluster.operate(&format!("node wait {dead} --caught-up --timeout 30"));
+    wait::until(|| (cluster.operator(&check).code == Some(0)).then_some(())).expect("all are there again");
+}
+
+/// Words that would make a cluster smaller, or let in a node that nobody can reach, are refused.
+#[test]
+fn a_slip_of_the_pen_does_not_change_who_belongs_to_it() {
+    let mut cluster = Cluster::start(BIN, 3);
+    let refused = cluster.operator("cluster add 4 foo");
+    assert!(refused.code != Some(0) && refused.text.contains("HOST:PORT"), "{}", refused.text);
+    let dead = cluster.others(cluster.leader())[0];
+    let voter = cluster.others(dead)[0];
+    cluster.kill(dead);
+    let words = format!("cluster replace {dead} {voter} 127.0.0.1:1 --timeout 5");
+    let replaced = wait::until(|| {
+        let told = cluster.operator(&words);
+        told.text.contains("votes already").then_some(told.code)
+    });
+    assert_eq!(replaced, Some(Some(4)));
+    assert_eq!(cluster.operate("cluster members").lines().count(), 1 + 3);
 }
 
 #[test]

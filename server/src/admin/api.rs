@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Query, State};
@@ -16,6 +17,9 @@ use crate::cluster::report::{self, Cluster, Member, Report};
 const TUBES_DEFAULT: usize = 1000;
 /// Tubes in one answer, at most.
 const TUBES_MAX: usize = 10_000;
+
+/// A member that has not answered the leader for so long counts as gone; it is asked several times a second.
+const UNHEARD_MAX: Duration = Duration::from_secs(1);
 
 /// The text of an answer while the log is not open.
 pub(super) const RECOVERING: (StatusCode, &str) =
@@ -43,6 +47,7 @@ pub(super) async fn cluster(
             lag: committed.saturating_sub(report.applied),
             receives: member.receives,
             seen_ms,
+            unreachable: is_unreachable(member),
             report,
         }
     });
@@ -57,6 +62,11 @@ pub(super) async fn cluster(
         draining: view.shared.gateway.lock().engine().draining(),
         refused: status.refused.clone(),
     }))
+}
+
+/// Whether a member is gone, as far as this node can tell now: reports are up to half a second old, and a dead node's stay.
+fn is_unreachable(member: &MemberStatus) -> bool {
+    !member.connected || member.heard.is_some_and(|heard| heard > UNHEARD_MAX)
 }
 
 fn role_of(status: &Status, member: &MemberStatus) -> &'static str {

@@ -41,8 +41,23 @@ pub(super) async fn add(State(view): State<Arc<View>>, Query(new): Query<NewMemb
             format!("{} is not a node's number: use 1 to {}\n", new.id, u32::MAX),
         );
     }
+    if !is_address(&new.address) {
+        return (
+            StatusCode::BAD_REQUEST,
+            format!(
+                "{:?} is not where a node is reached: give HOST:PORT of its --peer-listen\n",
+                new.address
+            ),
+        );
+    }
     let done = format!("node {} is let in as a learner", new.id);
     with_node(&view, async |node| changed(node.add_learner(new.id, new.address).await, &done)).await
+}
+
+/// Whether it names a host and a port. That somebody is there is seen by who promotes it.
+fn is_address(text: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    text.rsplit_once(':').is_some_and(|(host, number)| !host.is_empty() && port(number))
 }
 
 pub(super) async fn promote(State(view): State<Arc<View>>, Path(id): Path<u64>) -> Answer {

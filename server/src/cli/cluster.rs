@@ -193,20 +193,21 @@ fn note(cluster: &Cluster, node: &Member) -> String {
     if let Some((sent, total)) = node.receives {
         return format!("receives a snapshot: {} of {}", Size(sent), Size(total));
     }
-    match node.seen_ms {
-        None => "never seen".to_owned(),
-        Some(ms) if ms > SILENT_MS => format!("silent for {} s", ms / 1000),
-        Some(_) if node.report.stopping => "stopping".to_owned(),
-        Some(_) if node.report.leaving == node.report.id => "draining".to_owned(),
-        Some(_) if !node.report.ready => "not ready".to_owned(),
-        Some(_) if node.report.no_space => "disk full: refuses puts".to_owned(),
-        Some(_) if node.report.damaged_segments > 0 => {
-            format!("damage on its disk: {} segments to be repaired", node.report.damaged_segments)
+    if let Some(silence) = silence(node) {
+        return silence;
+    }
+    match &node.report {
+        report if report.stopping => "stopping".to_owned(),
+        report if report.leaving == report.id => "draining".to_owned(),
+        report if !report.ready => "not ready".to_owned(),
+        report if report.no_space => "disk full: refuses puts".to_owned(),
+        report if report.damaged_segments > 0 => {
+            format!("damage on its disk: {} segments to be repaired", report.damaged_segments)
         }
-        Some(_) if node.report.stance.state == State::Closed => "no memory: puts are refused".to_owned(),
-        Some(_) if node.report.stance.state == State::Shedding => "little memory: puts are slowed".to_owned(),
-        Some(_) if node.report.id == cluster.node_id => "asked".to_owned(),
-        Some(_) => String::new(),
+        report if report.stance.state == State::Closed => "no memory: puts are refused".to_owned(),
+        report if report.stance.state == State::Shedding => "little memory: puts are slowed".to_owned(),
+        report if report.id == cluster.node_id => "asked".to_owned(),
+        _ => String::new(),
     }
 }
 
@@ -238,9 +239,19 @@ fn members(ask: &Ask) -> Result<u8, Failure> {
     Ok(YES)
 }
 
-/// Whether nothing was heard of a node for too long.
+/// Whether a node is not there: it cannot be reached, or nothing was heard of it for too long.
 pub fn is_silent(node: &Member) -> bool {
-    node.seen_ms.is_none_or(|ms| ms > SILENT_MS)
+    silence(node).is_some()
+}
+
+/// In which way a node is not there, if it is not.
+pub fn silence(node: &Member) -> Option<String> {
+    match node.seen_ms {
+        None => Some("never seen".to_owned()),
+        Some(ms) if ms > SILENT_MS => Some(format!("silent for {} s", ms / 1000)),
+        Some(_) if node.unreachable => Some("not reachable".to_owned()),
+        Some(_) => None,
+    }
 }
 
 /// What keeps the cluster from being healthy; nothing if it is.
@@ -255,13 +266,10 @@ pub fn complaints(cluster: &Cluster) -> Vec<String> {
         complaints.push(format!("node {} does not serve commands", cluster.node_id));
     }
     for node in cluster.nodes.iter().filter(|node| node.report.id != cluster.node_id) {
-        match node.seen_ms {
-            None => complaints.push(format!("node {} was never seen", node.report.id)),
-            Some(ms) if ms > SILENT_MS => {
-                complaints.push(format!("node {} is silent for {} s", node.report.id, ms / 1000));
-            }
-            Some(_) if !node.report.ready => complaints.push(format!("node {} is not ready", node.report.id)),
-            Some(_) => {}
+        match silence(node) {
+            Some(silence) => complaints.push(format!("node {} is {silence}", node.report.id)),
+            None if !node.report.ready => complaints.push(format!("node {} is not ready", node.report.id)),
+            None => {}
         }
     }
     for node in cluster.nodes.iter().filter(|node| node.report.stance.state != State::Open) {
@@ -345,17 +353,24 @@ fn remove(ask: &Ask, id: u64) -> Result<u8, Failure> {
 fn replace(ask: &Ask, id: u64, new_id: u64, address: &str, timeout: Duration) -> Result<u8, Failure> {
     let (_, cluster) = admin::cluster(ask)?;
     let old = cluster.member(id)?;
-    if old.seen_ms.is_some_and(|ms| ms <= SILENT_MS) && cluster.refused.is_none() && old.report.ready {
+    if !is_silent(old) && cluster.refused.is_none() && old.report.ready {
         let message =
             format!("node {id} is alive and well; stop it first, or use `cluster add` and `cluster remove`");
         return Err(Failure::new(REFUSED, message));
     }
-    if !cluster.nodes.iter().any(|node| node.report.id == new_id) {
+    let new = cluster.nodes.iter().find(|node| node.report.id == new_id);
+    if new.is_some_and(|new| new.voter) {
+        // Perhaps a typo, which would only make the cluster smaller; perhaps the rest of a replacement that was interrupted.
+        let message = format!(
+            "node {new_id} votes already: NEW is a node that is no member yet; if it has taken the place of node {id} before, what \
+             is left to do is `beanpole cluster remove {id}`"
+        );
+        return Err(Failure::new(REFUSED, message));
+    }
+    if new.is_none() {
         println!("{}", on_leader(ask, "POST", &format!("/api/v1/members?id={new_id}&address={address}"))?);
     }
-    if !cluster.nodes.iter().any(|node| node.report.id == new_id && node.voter) {
-        promote(ask, new_id, timeout)?;
-    }
+    promote(ask, new_id, timeout)?;
     remove(ask, id)
 }
 

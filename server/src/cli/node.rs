@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::admin::{self, Ask, Cluster, Failure, NO, Output, REFUSED, TIMED_OUT, YES};
 use super::alarms;
-use super::cluster::{SILENT_MS, is_silent};
+use super::cluster::{is_silent, silence};
 use super::scrub::scrub;
 
 /// How often a state that is waited for is looked at.
@@ -237,12 +237,11 @@ fn wait_caught_up(ask: &Ask, id: u64, timeout: Duration) -> Result<u8, Failure> 
         let why = match admin::cluster(ask) {
             Ok((_, cluster)) => {
                 let node = cluster.member(id)?;
-                match node.seen_ms {
-                    None => "it was never seen".to_owned(),
-                    Some(ms) if ms > SILENT_MS => format!("it is silent for {} s", ms / 1000),
-                    Some(_) if !node.report.ready => "it does not serve clients".to_owned(),
-                    Some(_) if node.lag > LAG_MAX => format!("it is {} entries behind", node.lag),
-                    Some(_) => {
+                match silence(node) {
+                    Some(silence) => format!("it is {silence}"),
+                    None if !node.report.ready => "it does not serve clients".to_owned(),
+                    None if node.lag > LAG_MAX => format!("it is {} entries behind", node.lag),
+                    None => {
                         println!("node {id} has caught up");
                         return Ok(YES);
                     }

@@ -129,6 +129,9 @@ pub struct Member {
     pub receives: Option<(u64, u64)>,
     /// How long ago it told what follows, in milliseconds; none if it never did.
     pub seen_ms: Option<u64>,
+    /// The node that was asked has no connection to it now, or leads and is not answered by it: what it told is past.
+    #[serde(default)]
+    pub unreachable: bool,
     /// What it told.
     #[serde(flatten)]
     pub report: Report,
