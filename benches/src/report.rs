@@ -105,7 +105,7 @@ pub struct ServerFacts {
 /// The account of all jobs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verification {
-    /// No job was lost, doubled or corrupted, none vanished from its holder, and a count was reached.
+    /// Some jobs were put, none was lost, doubled or corrupted, none vanished from its holder, and a count was reached.
     pub ok: bool,
     /// How it was checked: by taking every job out, or by the tubes' counts.
     pub method: String,

@@ -164,6 +164,7 @@ fn verify_by_drain(plan: &Plan, addresses: &[Address], grace: Duration, run: &mu
     let lost = run.ledger.close();
     let counts = run.ledger.counts();
     findings.extend_from_slice(run.ledger.examples());
+    findings.extend(nothing_put(plan, run));
     let missing = short_of_count(plan, run, &mut findings);
     Verification {
         ok: findings.is_empty() && !missing,
@@ -232,9 +233,20 @@ fn verify_by_counts(
     }
     let missing = short_of_count(plan, run, &mut findings);
     findings.extend_from_slice(run.ledger.examples());
+    findings.extend(nothing_put(plan, run));
     let method =
         "the tubes' counts of ready jobs agree with the acknowledged puts; jobs left in place".to_owned();
     Verification { ok: findings.is_empty() && !missing, method, lost, counts, drain_s: 0.0, findings }
+}
+
+/// A run in which no put was acknowledged has shown nothing; and what most of the puts were told.
+fn nothing_put(plan: &Plan, run: &Run) -> Option<String> {
+    if run.ledger.counts().acknowledged > 0 || plan.count == Some(0) {
+        return None;
+    }
+    let puts = run.meter.errors.iter().filter(|(name, _)| name.starts_with("put: "));
+    let why = puts.max_by_key(|(_, count)| **count).map(|(name, count)| format!(", {count} times {name}"));
+    Some(format!("no put was acknowledged{}", why.unwrap_or_default()))
 }
 
 /// Whether fewer jobs were acknowledged than were to be put.

@@ -448,12 +448,7 @@ impl Settings {
                 Some("off") => None,
                 other => Some(parse_listen("admin-listen", other.unwrap_or("127.0.0.1:11380"), None, 11380)?),
             },
-            node_id: checked(
-                "node-id",
-                u64::from(args.node_id.or(file.node_id).unwrap_or(1)),
-                1,
-                u64::from(u32::MAX),
-            )? as u32,
+            node_id: checked_node_id(args.node_id.or(file.node_id).unwrap_or(1))?,
             peering: peering(
                 args.node_id.or(file.node_id),
                 args.peer_listen.clone().or(file.peer_listen),
@@ -567,15 +562,26 @@ fn verbosity(count: u8, level: LogLevel) -> LogLevel {
     }
 }
 
+/// A size within its limits.
 fn checked(setting: &'static str, value: u64, min: u64, max: u64) -> Result<u64, ConfigError> {
     if (min..=max).contains(&value) {
         return Ok(value);
     }
-    Err(ConfigError::OutOfRange {
-        setting,
-        value: Size(value).to_string(),
-        limits: format!("between {} and {}", Size(min), Size(max)),
-    })
+    let limits = match max {
+        // No limit is no number to show.
+        u64::MAX => format!("at least {}", Size(min)),
+        max => format!("between {} and {}", Size(min), Size(max)),
+    };
+    Err(ConfigError::OutOfRange { setting, value: Size(value).to_string(), limits })
+}
+
+/// Node 0 is nobody.
+fn checked_node_id(id: u32) -> Result<u32, ConfigError> {
+    if id > 0 {
+        return Ok(id);
+    }
+    let limits = format!("between 1 and {}", u32::MAX);
+    Err(ConfigError::OutOfRange { setting: "node-id", value: id.to_string(), limits })
 }
 
 fn parse_listen(
@@ -704,6 +710,9 @@ mod tests {
         let args = ServeArgs { max_job_size: Some(Size(2 << 30)), ..ServeArgs::default() };
         let e = Settings::merge(&args, File::default()).unwrap_err().to_string();
         assert!(e.contains("max-job-size is 2GiB") && e.contains("1GiB"), "{e}");
+        let args = ServeArgs { node_id: Some(0), ..ServeArgs::default() };
+        let e = Settings::merge(&args, File::default()).unwrap_err().to_string();
+        assert_eq!(e, "node-id is 0, but must be between 1 and 4294967295");
         let args = ServeArgs { listen: Some("a:b".into()), ..ServeArgs::default() };
         assert!(Settings::merge(&args, File::default()).is_err());
     }
@@ -714,7 +723,7 @@ mod tests {
         assert_eq!((s.memory_limit, s.oom_score_adj), (Some(256 << 20), Some(-500)));
         let small = ServeArgs { memory_limit: Some(Size(1 << 20)), ..ServeArgs::default() };
         let e = Settings::merge(&small, File::default()).unwrap_err().to_string();
-        assert!(e.contains("memory-limit is 1MiB") && e.contains("64MiB"), "{e}");
+        assert_eq!(e, "memory-limit is 1MiB, but must be at least 64MiB");
         let far = ServeArgs { oom_score_adj: Some(1001), ..ServeArgs::default() };
         assert!(Settings::merge(&far, File::default()).is_err());
     }

@@ -187,6 +187,18 @@ fn a_server_that_takes_no_jobs_is_tried_until_it_does() {
 }
 
 #[test]
+fn a_server_is_not_drained_into_itself() {
+    let server = Server::start(&Setup::beanpole(BIN).in_memory());
+    server.connect().put(0, 0, 60, b"job").unwrap();
+    let (from, port) = (address(&server), server.addr().port());
+    for to in [from.clone(), format!("localhost:{port}")] {
+        let output = import(&["live", &from, "--to", &to]);
+        assert!(code(&output) == 2 && stderr(&output).contains("are the same server"), "{}", stderr(&output));
+    }
+    assert_eq!(server.connect().command("stats").unwrap().stat("total-jobs").unwrap(), "1");
+}
+
+#[test]
 fn a_beanstalkd_and_its_binlog_come_over_alike() {
     let name = "a_beanstalkd_and_its_binlog_come_over_alike";
     if extra::skip_unless_wanted(name) {

@@ -1,5 +1,8 @@
 //! Limits and rules of tubes, as processes: what clients meet, what operators see, and what nodes that start again still know.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use beanpole_tests::cluster::Cluster;
 use beanpole_tests::connection::Connection;
 use beanpole_tests::server::{Server, Setup};
@@ -78,10 +81,26 @@ fn what_cannot_be_set_is_said() {
         ("policy set a --max-jobs many", 2, "invalid digit"),
         ("policy set a --pause-input maybe", 2, "it is on or off"),
         ("policy set a --dead-tube @", 2, "is not a tube's name"),
+        ("policy set a --dead-tube a", 2, "cannot be its own dead tube"),
+        ("policy set a --max-age 0s", 2, "0 and off mean no limit"),
         ("policy set a@ --max-jobs 3", 2, "is not a tube's name"),
         ("policy rm a", 1, "there is no policy for a"),
     ];
     operator::expect_refusals(BIN, &admin, &refusals);
+    let said = put_over_http(&server, "pattern=a&dead_tube=a");
+    assert!(said.starts_with("HTTP/1.1 400") && said.contains("cannot be its own dead tube"), "{said}");
+    // That of a pattern may be among those that it means.
+    succeed(&admin, "policy set a* --dead-tube a-dead");
+}
+
+/// What the server answers to somebody who does not use the command line.
+fn put_over_http(server: &Server, query: &str) -> String {
+    let mut admin = TcpStream::connect(server.admin_addr()).unwrap();
+    let request = format!("PUT /api/v1/policies?{query} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    admin.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    admin.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// Jobs that kill their worker are delivered so many times and no more, whoever leads; then they are out of the way and say

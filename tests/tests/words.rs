@@ -200,3 +200,62 @@ fn a_command_for_each_job_decides_by_its_exit_code() {
     assert!(worker.wait().success());
     assert_eq!(asks.command(&format!("stats-job {long}")).unwrap().stat("state").as_deref(), Some("ready"));
 }
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anything_is_tried() {
+    let nobody = "127.0.0.1:1";
+    for (words, says) in [
+        ("put --addr foo", "HOST:PORT (port 1 to 65535) or unix:/path"),
+        ("put --addr 127.0.0.1", "HOST:PORT"),
+        ("work --addr 127.0.0.1:99999 -- true", "HOST:PORT"),
+        ("work --addr 127.0.0.1:1,foo -- true", "HOST:PORT"),
+        ("work -- ./nope.sh", "cannot run \"./nope.sh\": No such file"),
+        ("work -- no-such-command", "in no directory of PATH"),
+        ("work -- /etc/passwd", "not executable"),
+        ("work -j 0 -- true", "--jobs"),
+        ("work --attempts 0 -- true", "--attempts"),
+        ("work --backoff 5s,1s -- true", "above the longest"),
+    ] {
+        let told = verb(nobody, words, "job\n");
+        assert!(told.code == 2 && told.err.contains(says), "{words}: {} {}", told.code, told.err);
+    }
+    assert_eq!(verb("", "put", "job\n").code, 2);
+}
+
+#[test]
+fn a_body_that_is_no_text_is_told_whole_before_its_job_is_deleted() {
+    let (server, address) = start();
+    server.connect().put(0, 0, 60, b"\xff\x00a").unwrap();
+    for words in ["peek 1 -o json", "reserve --delete -o json"] {
+        let job: serde_json::Value = serde_json::from_str(&ok(&address, words, "")).unwrap();
+        assert!(job["body"].is_null() && job["body_hex"] == "ff0061", "{job}");
+    }
+    assert_eq!(verb(&address, "peek 1", "").code, 1);
+}
+
+/// A command that is away for a while, as in a deployment.
+#[test]
+fn a_command_that_cannot_be_started_costs_no_job() {
+    let (server, address) = start();
+    let directory = TempDir::new().unwrap();
+    let command = directory.path().join("handler");
+    std::os::unix::fs::symlink("/bin/true", &command).unwrap();
+    let program = Setup::beanpole(BIN).binary().display().to_string();
+    let text = command.display().to_string();
+    let words = ["work", "--addr", &address, "--attempts", "2", "--backoff", "0s,0s", "--", &text];
+    let _worker = Program::start(&program, &words);
+    ok(&address, "put", "first\n");
+    let mut asks = server.connect();
+    let done = wait::until(|| (asks.command("stats").unwrap().stat("cmd-delete")? == "1").then_some(()));
+    assert!(done.is_some(), "the command is there");
+    fs::remove_file(&command).unwrap();
+    ok(&address, "put", "second\n");
+    let tried = wait::until(|| {
+        let tries: u64 = asks.command("stats-job 2").unwrap().stat("releases")?.parse().ok()?;
+        (tries > 3).then_some(())
+    });
+    assert!(tried.is_some(), "it is given back more often than --attempts");
+    std::os::unix::fs::symlink("/bin/true", &command).unwrap();
+    let done = wait::until(|| (asks.command("stats").unwrap().stat("cmd-delete")? == "2").then_some(()));
+    assert!(done.is_some(), "the command is back");
+}

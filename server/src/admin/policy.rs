@@ -70,6 +70,12 @@ impl PolicyRow {
         }
     }
 
+    /// Why the dead tube cannot be this one, if it is. That of a pattern may be among those it means.
+    pub fn own_dead_tube(&self) -> Option<String> {
+        let own = self.dead_tube == self.pattern && !self.pattern.is_empty();
+        own.then(|| format!("{} cannot be its own dead tube: name another one, or off", self.pattern))
+    }
+
     fn policy(&self) -> Policy {
         Policy {
             max_deliveries: self.max_deliveries,
@@ -190,6 +196,9 @@ pub(super) async fn set(
     let policy = row.policy();
     if let Some(dead) = &policy.dead_tube {
         name(dead)?;
+    }
+    if let Some(why) = row.own_dead_tube() {
+        return Err((StatusCode::BAD_REQUEST, format!("{why}\n")));
     }
     if policy == Policy::default() {
         return Err((StatusCode::BAD_REQUEST, "a policy that sets nothing is none: remove it\n".to_owned()));

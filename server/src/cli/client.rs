@@ -1,6 +1,7 @@
 //! What the verbs share that speak the protocol as any client does: where the servers are, and what errors mean for the exit
 //! code.
 
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ pub struct Addr {
         env = "BEANPOLE_ADDR",
         value_name = "HOST:PORT,...",
         default_value = "127.0.0.1:11300",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = address
     )]
     pub addr: Vec<String>,
 }
@@ -41,6 +43,33 @@ impl Addr {
             format!("{last}; is the server running, and is --addr where it listens?"),
         ))
     }
+}
+
+/// Refuses what can be no server's address, before anybody takes it for a server that is away.
+pub fn address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_one = match text.strip_prefix("unix:") {
+        Some(path) => !path.is_empty(),
+        None => is_host_and_port(text),
+    };
+    if is_one {
+        Ok(text.to_owned())
+    } else {
+        Err("an address is HOST:PORT (port 1 to 65535) or unix:/path".to_owned())
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let is_port =
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+    // Without brackets nobody knows where an IPv6 address ends.
+    let is_host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner
+            .is_some_and(|inner| inner.split('%').next().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())),
+        None => !host.is_empty() && !host.contains([':', ']', '/']) && !host.contains(char::is_whitespace),
+    };
+    is_port && is_host
 }
 
 /// Runs a verb in a runtime of its own; the exit code.
@@ -90,6 +119,30 @@ pub fn seconds(span: Span) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_can_be_an_address_is_one() {
+        for good in ["127.0.0.1:1", "queue.example:65535", "[::1]:11300", "unix:/run/b.sock", " a:1"] {
+            assert_eq!(address(good), Ok(good.trim().to_owned()));
+        }
+        for bad in [
+            "",
+            "foo",
+            "127.0.0.1",
+            "127.0.0.1:99999",
+            "a:0",
+            "a:",
+            "a:+1",
+            ":1",
+            "::1",
+            "::1:5",
+            "[a]:5",
+            "a b:1",
+            "unix:",
+        ] {
+            assert!(address(bad).is_err_and(|why| why.contains("HOST:PORT")), "{bad}");
+        }
+    }
 
     #[test]
     fn seconds_are_rounded_up() {

@@ -24,7 +24,7 @@ pub struct ReserveArgs {
     delete: bool,
     #[command(flatten)]
     addr: Addr,
-    /// Form of the job
+    /// Form of the job; as JSON a body that is no UTF-8 is null, and its bytes are in body_hex
     #[arg(short, long, default_value = "table", value_name = "FORM")]
     output: Output,
 }
@@ -82,7 +82,7 @@ pub struct PeekArgs {
     buried: Option<String>,
     #[command(flatten)]
     addr: Addr,
-    /// Form of the job
+    /// Form of the job; as JSON a body that is no UTF-8 is null, and its bytes are in body_hex
     #[arg(short, long, default_value = "table", value_name = "FORM")]
     output: Output,
 }
@@ -157,7 +157,7 @@ async fn reserve(args: &ReserveArgs) -> Result<u8, Failure> {
     Ok(YES)
 }
 
-/// A body as it is and a line's end, or JSON with a body in which bytes that are no text are replaced.
+/// A body as it is and a line's end, or JSON that holds every byte of it.
 fn print(job: &Job, stats: Option<&Stats>, output: Output) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = match output {
@@ -165,12 +165,23 @@ fn print(job: &Job, stats: Option<&Stats>, output: Output) -> Result<(), Failure
         Output::Json => {
             let mut json = stats.map_or_else(serde_json::Map::new, to_json);
             json.insert("id".into(), job.id.0.into());
-            json.insert("body".into(), String::from_utf8_lossy(&job.body).into());
+            add_body(&mut json, &job.body);
             writeln!(out, "{}", serde_json::Value::Object(json))
         }
     };
     // A job that nobody has read must not be deleted.
     written.and_then(|()| out.flush()).map_err(|error| Failure::new(NO, format!("standard output: {error}")))
+}
+
+/// The job may be deleted next: bytes that are no text must not be lost.
+fn add_body(json: &mut serde_json::Map<String, serde_json::Value>, body: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(body) {
+        json.insert("body".into(), text.into());
+    } else {
+        json.insert("body".into(), serde_json::Value::Null);
+        let hex: String = body.iter().map(|byte| format!("{byte:02x}")).collect();
+        json.insert("body_hex".into(), hex.into());
+    }
 }
 
 fn to_json(stats: &Stats) -> serde_json::Map<String, serde_json::Value> {
@@ -263,4 +274,20 @@ async fn stats(args: &StatsArgs) -> Result<u8, Failure> {
         Output::Table => stats.iter().for_each(|(key, value)| println!("{key}: {value}")),
     }
     Ok(YES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_byte_of_a_body_is_lost_in_json() {
+        let json = |body: &[u8]| {
+            let mut json = serde_json::Map::new();
+            add_body(&mut json, body);
+            serde_json::Value::Object(json).to_string()
+        };
+        assert_eq!(json("ü".as_bytes()), r#"{"body":"ü"}"#);
+        assert_eq!(json(b"\x00\xffa"), r#"{"body":null,"body_hex":"00ff61"}"#);
+    }
 }

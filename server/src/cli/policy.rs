@@ -23,7 +23,7 @@ pub struct PolicyArgs {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Set limits and rules; what is not named stays as it is. `off` takes one away
+    /// Set limits and rules; what is not named stays as it is. `off` takes one away, as 0 does: it means no limit
     Set(Box<SetArgs>),
     /// Show the policy of a tube or pattern
     Get {
@@ -169,12 +169,18 @@ fn set(ask: &Ask, args: &SetArgs) -> Result<u8, Failure> {
     let row = args.applied_to(before.clone().unwrap_or_else(|| empty.clone()));
     if row == empty {
         return match before {
-            None => Err(Failure::new(USAGE, "name at least one limit or rule, see --help")),
+            None => Err(Failure::new(
+                USAGE,
+                "name at least one limit or rule; 0 and off mean no limit, see --help",
+            )),
             Some(_) => {
                 let message = "nothing would be left of it: use `beanpole tube policy rm`";
                 Err(Failure::new(USAGE, message))
             }
         };
+    }
+    if let Some(why) = row.own_dead_tube() {
+        return Err(Failure::new(USAGE, why));
     }
     let path = format!("/api/v1/policies?{}", query(&row));
     change(ask, "PUT", &path)?;

@@ -5,9 +5,13 @@
 //! was not comes twice. What was reserved becomes ready there when the connection ends, also if it was delayed or buried
 //! before; a run that fails in an orderly way buries and delays it again.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
 use clap::Args;
 
-use super::super::admin::{Failure, NO, REFUSED, UNREACHABLE, YES};
+use super::super::admin::{Failure, NO, REFUSED, UNREACHABLE, USAGE, YES};
+use super::super::client::address;
 use super::super::progress::Progress;
 use super::account::{Account, State};
 use super::source::{Gone, Source};
@@ -21,7 +25,7 @@ const STATES: [State; 3] = [State::Ready, State::Delayed, State::Buried];
 #[derive(Args, Debug)]
 pub struct LiveArgs {
     /// The beanstalkd to drain
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_parser = address)]
     from: String,
     #[command(flatten)]
     common: Common,
@@ -29,6 +33,9 @@ pub struct LiveArgs {
 
 /// Drains, reports.
 pub async fn run(args: &LiveArgs, interrupt: &Interrupt) -> Result<u8, Failure> {
+    if !args.common.dry_run {
+        check_apart(&args.from, &args.common.to)?;
+    }
     let mut source = Source::connect(&args.from).await?;
     let mut account = Account::default();
     if args.common.dry_run {
@@ -81,6 +88,42 @@ fn check_sizes(source: &Source, target: &Target) -> Result<(), Failure> {
         source.max_job_size, target.max_job_size, source.max_job_size
     );
     Err(Failure::new(REFUSED, message))
+}
+
+/// A server that is drained into itself is never empty.
+fn check_apart(from: &str, to: &str) -> Result<(), Failure> {
+    let (source, target) = (places(from), places(to));
+    if !source.iter().any(|place| target.contains(place)) {
+        return Ok(());
+    }
+    let message = format!("{from} and --to {to} are the same server: --to must be another one");
+    Err(Failure::new(USAGE, message))
+}
+
+/// Where a server may be.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// None if the address cannot be resolved: then the connect says why.
+fn places(address: &str) -> Vec<Place> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        return vec![Place::Unix(std::fs::canonicalize(path).unwrap_or_else(|_| path.into()))];
+    }
+    let resolved = address.to_socket_addrs().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+    resolved.into_iter().map(|place| Place::Tcp(reached(place))).collect()
+}
+
+/// The system takes a connect to the address of all for one to this machine.
+fn reached(mut place: SocketAddr) -> SocketAddr {
+    let here: IpAddr = match place.ip().to_canonical() {
+        IpAddr::V4(ip) => if ip.is_unspecified() { Ipv4Addr::LOCALHOST } else { ip }.into(),
+        IpAddr::V6(ip) => if ip.is_unspecified() { Ipv6Addr::LOCALHOST } else { ip }.into(),
+    };
+    place.set_ip(here);
+    place
 }
 
 fn lost(args: &LiveArgs, error: &dyn std::fmt::Display) -> Failure {
@@ -174,5 +217,26 @@ impl Drain<'_> {
             note_pause(&mut self.account, &tube, counts.paused_s);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_known_under_its_other_names() {
+        for (from, to) in [
+            ("127.0.0.1:7", "127.0.0.1:7"),
+            ("localhost:7", "127.0.0.1:7"),
+            ("0.0.0.0:7", "127.0.0.1:7"),
+            ("[::ffff:127.0.0.1]:7", "127.0.0.1:7"),
+            ("unix:/tmp/../tmp/", "unix:/tmp"),
+        ] {
+            assert!(check_apart(from, to).is_err_and(|failure| failure.code == USAGE), "{from} {to}");
+        }
+        assert!(check_apart("127.0.0.1:7", "127.0.0.1:8").is_ok());
+        assert!(check_apart("127.0.0.1:7", "127.0.0.2:7").is_ok());
+        assert!(check_apart("127.0.0.1:7", "unix:/tmp").is_ok());
     }
 }

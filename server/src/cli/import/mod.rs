@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, Subcommand};
 
 use super::admin::{self, Failure, NO, Output};
+use super::client::address;
 
 /// The flags of `beanpole import`.
 #[derive(Args, Debug)]
@@ -44,7 +45,7 @@ enum Verb {
 #[derive(Args, Debug)]
 struct Common {
     /// The Beanpole to put the jobs into
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11300")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11300", value_parser = address)]
     to: String,
     /// Only look and report: put nothing, change nothing
     #[arg(long)]
