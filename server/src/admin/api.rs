@@ -47,7 +47,7 @@ pub(super) async fn cluster(
             lag: committed.saturating_sub(report.applied),
             receives: member.receives,
             seen_ms,
-            unreachable: is_unreachable(member),
+            unreachable: is_unreachable(&status, member),
             report,
         }
     });
@@ -65,8 +65,9 @@ pub(super) async fn cluster(
 }
 
 /// Whether a member is gone, as far as this node can tell now: reports are up to half a second old, and a dead node's stay.
-fn is_unreachable(member: &MemberStatus) -> bool {
-    !member.connected || member.heard.is_some_and(|heard| heard > UNHEARD_MAX)
+fn is_unreachable(status: &Status, member: &MemberStatus) -> bool {
+    let is_unheard = || member.heard.is_some_and(|heard| heard > UNHEARD_MAX);
+    member.id != status.node_id && (!member.connected || is_unheard())
 }
 
 fn role_of(status: &Status, member: &MemberStatus) -> &'static str {
