@@ -231,7 +231,8 @@ fn restore(file: &Path, data_dir: &Path, node_id: u32) -> Result<u8, Failure> {
     })?;
     println!("{}: node {} of the new cluster {}", data_dir.display(), restored.node, restored.cluster);
     println!(
-        "start it with `beanpole serve --data-dir {} --node-id {node_id}`, and with --peer-listen HOST:PORT if others shall join it",
+        "start it with `beanpole serve --data-dir {} --node-id {node_id}`, and with --peer-listen HOST:PORT if others \
+         shall join it",
         data_dir.display()
     );
     Ok(YES)

@@ -362,8 +362,8 @@ fn replace(ask: &Ask, id: u64, new_id: u64, address: &str, timeout: Duration) ->
     if new.is_some_and(|new| new.voter) {
         // Perhaps a typo, which would only make the cluster smaller; perhaps the rest of a replacement that was interrupted.
         let message = format!(
-            "node {new_id} votes already: NEW is a node that is no member yet; if it has taken the place of node {id} before, what \
-             is left to do is `beanpole cluster remove {id}`"
+            "node {new_id} votes already: NEW is a node that is no member yet; if it has taken the place of node {id} before, \
+             what is left to do is `beanpole cluster remove {id}`"
         );
         return Err(Failure::new(REFUSED, message));
     }
