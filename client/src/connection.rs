@@ -13,7 +13,6 @@
 use crate::commands::PutOptions;
 use crate::error::{ConnectError, Error};
 use crate::stream::{Address, Stream};
-use crate::words::verb;
 use beanpole_protocol::{
     ClientReply, Command, PutKey, ReplyDecoder, encode_command, encode_put, encode_put_once,
 };
@@ -136,7 +135,7 @@ impl Connection {
     pub fn send(&mut self, command: &Command<'_>) {
         let before = self.output.len();
         encode_command(command, &mut self.output);
-        self.appended_since(before, verb(command));
+        self.appended_since(before, command.word());
     }
 
     /// Appends a put.

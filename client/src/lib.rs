@@ -34,7 +34,6 @@ mod roster;
 mod spool;
 mod stats;
 mod stream;
-mod words;
 mod worker;
 
 pub use backoff::Backoff;

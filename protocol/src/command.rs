@@ -89,6 +89,38 @@ pub enum Command<'a> {
     Quit,
 }
 
+impl Command<'_> {
+    /// The command's word on the wire: `put` is none of these, for its body follows it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Use(_) => "use",
+            Self::Reserve => "reserve",
+            Self::ReserveWithTimeout(_) => "reserve-with-timeout",
+            Self::ReserveJob(_) => "reserve-job",
+            Self::Delete(_) => "delete",
+            Self::Release { .. } => "release",
+            Self::Bury { .. } => "bury",
+            Self::Touch(_) => "touch",
+            Self::Watch(_) => "watch",
+            Self::Ignore(_) => "ignore",
+            Self::Peek(_) => "peek",
+            Self::PeekReady => "peek-ready",
+            Self::PeekDelayed => "peek-delayed",
+            Self::PeekBuried => "peek-buried",
+            Self::Kick(_) => "kick",
+            Self::KickJob(_) => "kick-job",
+            Self::Stats => "stats",
+            Self::StatsTube(_) => "stats-tube",
+            Self::StatsJob(_) => "stats-job",
+            Self::ListTubes => "list-tubes",
+            Self::ListTubeUsed => "list-tube-used",
+            Self::ListTubesWatched => "list-tubes-watched",
+            Self::PauseTube { .. } => "pause-tube",
+            Self::Quit => "quit",
+        }
+    }
+}
+
 /// A whole request, as the decoder hands it out. It borrows from the read buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<'a> {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use beanpole_protocol::{Command, Request};
+use beanpole_protocol::Request;
 
 use super::Gateway;
 use super::session::{Blocked, ConnId, Session};
@@ -148,31 +148,6 @@ fn word(request: &Request<'_>) -> &'static str {
         Request::Put { header, .. } if header.key.is_some() => "put-once",
         Request::Put { .. } => "put",
         Request::Bad(_) => "(bad)",
-        Request::Command(command) => match command {
-            Command::Use(_) => "use",
-            Command::Reserve => "reserve",
-            Command::ReserveWithTimeout(_) => "reserve-with-timeout",
-            Command::ReserveJob(_) => "reserve-job",
-            Command::Delete(_) => "delete",
-            Command::Release { .. } => "release",
-            Command::Bury { .. } => "bury",
-            Command::Touch(_) => "touch",
-            Command::Watch(_) => "watch",
-            Command::Ignore(_) => "ignore",
-            Command::Peek(_) => "peek",
-            Command::PeekReady => "peek-ready",
-            Command::PeekDelayed => "peek-delayed",
-            Command::PeekBuried => "peek-buried",
-            Command::Kick(_) => "kick",
-            Command::KickJob(_) => "kick-job",
-            Command::Stats => "stats",
-            Command::StatsTube(_) => "stats-tube",
-            Command::StatsJob(_) => "stats-job",
-            Command::ListTubes => "list-tubes",
-            Command::ListTubeUsed => "list-tube-used",
-            Command::ListTubesWatched => "list-tubes-watched",
-            Command::PauseTube { .. } => "pause-tube",
-            Command::Quit => "quit",
-        },
+        Request::Command(command) => command.word(),
     }
 }
